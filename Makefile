@@ -1,0 +1,56 @@
+# make env    .venv with everything        make demo   the whole line on this machine, about five minutes
+# make test   every test that can run here  make lint   ruff, types, import boundaries
+# make bench  what the README's numbers come from
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The torch that CI and the demo use. With GPUs, install the build that fits them into .venv first: it is kept.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: env demo test unit lint bench faults clean
+
+env: .venv/.dev
+demo: .venv/.demo
+	$(BIN)/losscast demo $(DEMO)
+
+test: .venv/.dev
+	$(BIN)/python -m pytest tests
+
+unit: .venv/.dev
+	$(BIN)/python -m pytest tests -m "not e2e and not faults and not gpu"
+
+faults: .venv/.dev
+	LOSSCAST_FAULTS=long $(BIN)/python -m pytest tests/faults
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	for f in bench/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "losscast: no python3 here. Install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "losscast: $(PYTHON) is older than 3.11. Set PYTHON=/path/to/python3.11."; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "losscast: no C compiler here; DeepSpeed needs one. On Debian: apt-get install build-essential"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
+
+.venv/.torch: .venv/bin/python
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml .ci/constraints.txt
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[train,plot]"
+	@touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml .ci/constraints.txt
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[train,plot,parquet,azure,dev]"
+	@touch $@ .venv/.demo
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
