@@ -1,0 +1,1 @@
+"""From samples to alerts: wire schema, store, laws, judge, advice, exporter, page. Needs no torch, ray or deepspeed."""

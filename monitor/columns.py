@@ -1,0 +1,130 @@
+"""Samples as columns of float64 in one blob, the form in which the store keeps them.
+
+A chunk is the samples of one attempt that were committed together, each column
+present or absent as a whole. A value missing within a present column is MISSING, a NaN with a payload of its own, so that
+"no validation this step" and "the validation loss was NaN" stay two things. Counts are exact below 2**53.
+
+Layout, little-endian: version u8, spare u8, columns u16 (bit i: COLUMNS[i] is present), n u32, extra_bytes u32,
+then each present column's n float64, then the fields unknown to v1 as JSON [[seq, {...}], ...].
+"""
+
+import json
+import struct
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+VERSION = 1
+COLUMNS = (
+    "seq", "step", "time", "loss", "tokens", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "spread",
+)  # fmt: skip
+BAND = ("seq", "step", "expected", "lower", "upper", "gap_sigma")
+"""Columns of what the judge expected at each sample, kept in the same layout."""
+_HEAD = struct.Struct("<BxHII")
+_MISSING_BITS = 0x7FF8_0000_4C6F_7373
+MISSING: float = struct.unpack("<d", struct.pack("<Q", _MISSING_BITS))[0]
+
+
+class Damaged(ValueError):
+    """The bytes are not what was written."""
+
+
+@dataclass(slots=True)
+class Columns:
+    """n samples. `of[name]` is (n,) float64; a name that is absent was never given."""
+
+    n: int
+    of: dict[str, Floats]
+    extra: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def get(self, name: str) -> Floats:
+        """The column, or one that is MISSING throughout."""
+        found = self.of.get(name)
+        return np.full(self.n, MISSING) if found is None else found
+
+    def take(self, index: Any) -> "Columns":
+        """The samples at `index` (a boolean mask, a slice or positions)."""
+        of = {name: column[index] for name, column in self.of.items()}
+        n = len(next(iter(of.values()))) if of else 0
+        return Columns(n, of, self.extra)
+
+
+def missing(column: Floats) -> NDArray[np.bool_]:
+    """Where a column holds no value."""
+    return np.ascontiguousarray(column).view(np.uint64) == np.uint64(_MISSING_BITS)
+
+
+def pack_lines(lines: list[Any], extra: dict[int, dict[str, Any]] | None = None) -> bytes:
+    """Chunk of records that have an attribute (float, int or None) for each of COLUMNS."""
+    bits, body = 0, []
+    for i, name in enumerate(COLUMNS):
+        values = [getattr(line, name) for line in lines]
+        if None in values:
+            if values.count(None) == len(values):
+                continue
+            values = [MISSING if v is None else v for v in values]
+        bits |= 1 << i
+        body.append(array("d", values).tobytes())
+    return _finish(bits, len(lines), body, extra or {})
+
+
+def pack(columns: Columns, names: tuple[str, ...] = COLUMNS) -> bytes:
+    """Chunk of columns, in the layout of `names`."""
+    bits, body = 0, []
+    for i, name in enumerate(names):
+        column = columns.of.get(name)
+        if column is not None:
+            bits |= 1 << i
+            body.append(np.ascontiguousarray(column, dtype="<f8").tobytes())
+    return _finish(bits, columns.n, body, columns.extra)
+
+
+def pack_rows(rows: list[tuple[float | None, ...]], names: tuple[str, ...]) -> bytes:
+    """Chunk of rows that have a value or None for each of `names`."""
+    body = [
+        array("d", [MISSING if v is None else v for v in column]).tobytes()
+        for column in zip(*rows, strict=True)
+    ]
+    return _finish((1 << len(names)) - 1, len(rows), body, {})
+
+
+def _finish(bits: int, n: int, body: list[bytes], extra: dict[int, dict[str, Any]]) -> bytes:
+    tail = json.dumps(list(extra.items()), separators=(",", ":")).encode() if extra else b""
+    return b"".join((_HEAD.pack(VERSION, bits, n, len(tail)), *body, tail))
+
+
+def unpack(blob: bytes, names: tuple[str, ...] = COLUMNS, want: frozenset[str] | None = None) -> Columns:
+    """The columns of a chunk (only those in `want`). Raises Damaged when its lengths don't fit."""
+    if len(blob) < _HEAD.size:
+        raise Damaged(f"a chunk of {len(blob)} bytes is shorter than its head")
+    version, bits, n, tail = _HEAD.unpack_from(blob)
+    if version != VERSION or bits >> len(names):
+        raise Damaged(f"chunk version {version}, columns {bits:#x}: not known here")
+    if len(blob) != _HEAD.size + bits.bit_count() * 8 * n + tail:
+        raise Damaged(f"a chunk of {n} samples has {len(blob)} bytes, not what its head says")
+    of, at = {}, _HEAD.size
+    for i, name in enumerate(names):
+        if bits >> i & 1:
+            if want is None or name in want:
+                of[name] = np.frombuffer(blob, "<f8", n, at)
+            at += 8 * n
+    return Columns(n, of, {int(seq): more for seq, more in json.loads(blob[at:])} if tail else {})
+
+
+def join(parts: Iterable[Columns], names: tuple[str, ...] = COLUMNS) -> Columns:
+    """One after the other; a column that some lack is MISSING there."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    present = [name for name in names if any(name in part.of for part in parts)]
+    extra: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        extra.update(part.extra)
+    n = sum(part.n for part in parts)
+    return Columns(n, {name: np.concatenate([part.get(name) for part in parts]) for name in present}, extra)

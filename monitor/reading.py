@@ -1,0 +1,172 @@
+"""A run's samples as people look at them: the newest attempt's word for every step, thinned without hiding a spike.
+
+An attempt holds the steps after its `resume_step`, up to where the next attempt took over. Asked for one attempt by
+number, all that it sent is given, superseded or not.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.columns import BAND, COLUMNS, Columns, join, missing, unpack
+from monitor.facts import AttemptFacts, RunFacts
+from monitor.store import Store
+
+FIELDS = (
+    "step", "loss", "tokens", "time", "lr", "val_loss", "grad_norm", "tokens_per_s", "mfu", "spread",
+    "expected", "lower", "upper", "gap_sigma",
+)  # fmt: skip
+"""Of a sample in the API, besides `attempt`."""
+LAST = 2**53
+
+
+def spans(attempts: list[AttemptFacts]) -> list[tuple[int, int, int]]:
+    """(attempt, first step, last step) that each attempt has the word for, oldest first; those with none left out."""
+    out, limit = [], LAST
+    for found in reversed(attempts):
+        if found.resume_step is None:
+            continue
+        after = found.resume_step if found.resume_step > 0 else -1
+        if after + 1 <= limit:
+            out.append((found.attempt, after + 1, limit))
+        limit = min(limit, after)
+    return out[::-1]
+
+
+def samples(
+    store: Store,
+    facts: RunFacts,
+    pending: Mapping[tuple[int, int], Columns],
+    *,
+    first: int = 0,
+    last: int = LAST,
+    attempt: int | None = None,
+) -> list[tuple[int, Columns]]:
+    """(attempt, its samples with what was expected of them) in order of step, each step once.
+
+    pending  bands that are not in the store yet, by (attempt, ordinal)
+
+    Raises Damaged.
+    """
+    wanted = spans(facts.attempts) if attempt is None else [(attempt, 0, LAST)]
+    out = []
+    for number, low, high in wanted:
+        low, high = max(low, first), min(high, last)
+        if low > high:
+            continue
+        chunks = list(store.chunks(facts.run_id, number, first=low, last=high))
+        if not chunks:
+            continue
+        whole = join(unpack(c.body) for c in chunks)
+        step = whole.get("step")
+        keep = (step >= low) & (step <= high)
+        order = np.argsort(step[keep], kind="stable")
+        whole = whole.take(np.flatnonzero(keep)[order])
+        if not whole.n:
+            continue
+        step = whole.get("step")
+        newest = np.append(step[1:] != step[:-1], True)  # a step sent twice in one attempt: the later one
+        if not newest.all():
+            whole = whole.take(newest)
+        bands = [
+            unpack(body, BAND) for body in store.bands(facts.run_id, number, chunks[0].ord, chunks[-1].ord)
+        ]
+        bands += [band for (of, _), band in pending.items() if of == number]
+        out.append((number, _with_bands(whole, bands)))
+    return out
+
+
+def _with_bands(whole: Columns, bands: list[Columns]) -> Columns:
+    if not bands:
+        return whole
+    band = join(bands, BAND)
+    seq = band.get("seq")
+    order = np.argsort(seq, kind="stable")
+    seq = seq[order]
+    wanted = whole.get("seq")
+    at = np.minimum(np.searchsorted(seq, wanted), len(seq) - 1)
+    hit = seq[at] == wanted
+    of = dict(whole.of)
+    for name in BAND[2:]:
+        column = band.get(name)[order][at]
+        column[~hit] = np.nan
+        of[name] = column
+    return Columns(whole.n, of, whole.extra)
+
+
+def thin(columns: Columns, most: int) -> NDArray[np.intp]:
+    """Positions of about `most` samples: of each bucket of equally many, the lowest loss, the highest, and one
+    that is not finite; a spike of a single step is never lost. The first and the last are always there."""
+    n = columns.n
+    if most <= 0 or n <= most:
+        return np.arange(n)
+    buckets = max(1, (most - 2) // 3)
+    loss = columns.get("loss")
+    edges = np.unique(np.linspace(0, n, buckets + 1).astype(np.int64))
+    starts = edges[:-1]
+    finite = np.isfinite(loss)
+    kept = [np.array([0, n - 1])]
+    size = int(np.diff(edges).max())
+    pad = starts[:, None] + np.arange(size)[None, :]
+    inside = pad < edges[1:, None]
+    pad = np.minimum(pad, n - 1)
+    ok = inside & finite[pad]
+    some = ok.any(axis=1)
+    low = np.where(ok, loss[pad], np.inf).argmin(axis=1)
+    high = np.where(ok, loss[pad], -np.inf).argmax(axis=1)
+    rows = np.arange(len(starts))
+    kept += [pad[rows, low][some], pad[rows, high][some]]
+    bad = inside & ~finite[pad]
+    lost = bad.any(axis=1)
+    kept.append(pad[rows, bad.argmax(axis=1)][lost])
+    return np.unique(np.concatenate(kept))
+
+
+def rows(parts: list[tuple[int, Columns]], block: int = 5000) -> Iterator[list[dict[str, Any]]]:
+    """Samples as the API gives them, `block` at a time. Missing values are null, non-finite ones spelled."""
+    for attempt, columns in parts:
+        for start in range(0, columns.n, block):
+            yield _rows(attempt, columns.take(slice(start, start + block)))
+
+
+def _rows(attempt: int, columns: Columns) -> list[dict[str, Any]]:
+    none = [None] * columns.n
+    cells_of = [
+        none if (column := columns.of.get(name)) is None else _values(column, name in BAND) for name in FIELDS
+    ]
+    out = []
+    for cells in zip(*cells_of, strict=True):
+        row = dict[str, Any](zip(FIELDS, cells, strict=True))
+        row["step"] = int(cells[0])
+        row["attempt"] = attempt
+        out.append(row)
+    if columns.extra:
+        for row, seq in zip(out, columns.get("seq").tolist(), strict=True):
+            more = columns.extra.get(int(seq))
+            if more:
+                row["extra"] = more
+    return out
+
+
+def _values(column: NDArray[np.float64], band: bool) -> list[Any]:
+    values: list[Any] = column.tolist()
+    odd = np.flatnonzero(~np.isfinite(column))
+    if len(odd):
+        absent = missing(column)
+        for i in odd.tolist():
+            v = values[i]
+            values[i] = (
+                None
+                if absent[i] or (band and v != v)
+                else "NaN"
+                if v != v
+                else "Infinity"
+                if v > 0
+                else "-Infinity"
+            )
+    return values
+
+
+assert set(FIELDS[:-4]) | {"seq"} == set(COLUMNS)

@@ -1,0 +1,128 @@
+"""Looking after a store: a backup is whole, a repair loses only what was damaged and says so, an export reads back."""
+
+import csv
+import io
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitor.columns import Damaged, unpack
+from monitor.errors import Failed, WrongInput
+from monitor.ingest import Ingest
+from monitor.keeping import backup, check, export, repair, restore
+from monitor.replay import read_samples
+from monitor.store import FILE, Store
+from tests.monitor.test_ingest import sample, send
+from tests.monitor.test_service import Open, curve, lines, story, told
+from tests.monitor.test_store import filled
+
+
+def test_a_backup_beside_a_live_service_opens_to_the_same_verdicts(tmp_path: Path) -> None:
+    opened = Open(tmp_path / "store")
+    events = story()
+    for start in range(0, len(events), 200):
+        opened.send(*events[start : start + 200])
+    want = told(opened)
+    assert backup(tmp_path / "store", tmp_path / "copy.db") > 10_000
+    opened.close()
+    with pytest.raises(WrongInput, match="exists"):
+        backup(tmp_path / "store", tmp_path / "copy.db")
+    with pytest.raises(WrongInput, match="holds a store"):
+        restore(tmp_path / "copy.db", tmp_path / "store")
+    restore(tmp_path / "copy.db", tmp_path / "other")
+    again = Open(tmp_path / "other")
+    assert told(again) == want
+    again.close()
+
+
+def test_a_whole_store_needs_no_repair_and_a_live_one_gets_none(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    with pytest.raises(Failed, match="in use"):
+        repair(tmp_path)
+    store.close()
+    assert repair(tmp_path) == []
+
+
+def test_what_a_flipped_byte_took_is_named_and_can_be_sent_again(tmp_path: Path) -> None:
+    store = filled(tmp_path / "good")
+    body = list(store.chunks(1))[4].body
+    store.close()
+    folder = tmp_path / "bad"
+    shutil.copytree(tmp_path / "good", folder)
+    content = bytearray((folder / FILE).read_bytes())
+    at = content.index(body[40:400])
+    content[at + 100] ^= 0x55
+    (folder / FILE).write_bytes(content)
+    assert list(check(folder / FILE))
+    said = repair(folder)
+    assert any("a, attempt 1: 40 samples are lost" in line for line in said), said
+    assert list(folder.glob(f"{FILE}.damaged-*"))
+    assert list(check(folder / FILE)) == [] and repair(folder) == []
+    ingest = Ingest(Store(folder))
+    assert ingest.runs["a"].samples == 360 and ingest.runs["a"].step == 400
+    ingest.start()
+    again = send(ingest, *[sample("a", 1, seq, seq + 1, 2.0 + seq) for seq in range(400)])
+    assert (again.accepted, again.duplicates) == (40, 360)
+    ingest.stop()
+    losses = sorted(v for c in ingest.store.chunks(1) for v in unpack(c.body).get("loss").tolist())
+    assert losses == [2.0 + seq for seq in range(400)]
+    ingest.store.close()
+
+
+def test_a_repaired_store_holds_nothing_that_was_not_sent(tmp_path: Path) -> None:
+    store = filled(tmp_path / "good")
+    store.close()
+    good = (tmp_path / "good" / FILE).read_bytes()
+    rng = np.random.default_rng(3)
+    lost = 0
+    for at in rng.integers(100, len(good), 40).tolist():
+        folder = tmp_path / "bad"
+        folder.mkdir()
+        (folder / FILE).write_bytes(good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :])
+        said = repair(folder)
+        fixed = Store(folder)
+        found = [v for c in fixed.chunks(1) for v in unpack(c.body).get("loss").tolist()]
+        assert set(found) <= {2.0 + seq for seq in range(400)} and len(set(found)) == len(found)
+        if len(found) < 400:
+            assert said
+            lost += 1
+        facts = fixed.runs()
+        assert not found or facts[0].samples == len(found)
+        fixed.close()
+        shutil.rmtree(folder)
+    assert lost > 0
+
+
+def test_a_damaged_store_has_no_backup(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    body = next(iter(store.chunks(1))).body
+    store.close()
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[content.index(body[40:400]) + 5] ^= 1
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises((Failed, Damaged), match="damaged"):
+        backup(tmp_path, tmp_path / "copy.db")
+    assert not list(tmp_path.glob("copy*"))
+
+
+def test_an_export_is_a_curves_file(tmp_path: Path) -> None:
+    opened = Open(tmp_path / "store")
+    opened.send(*lines("a", [*curve(30), math.nan, 2.0]))
+    opened.judged()
+    out = io.StringIO()
+    assert export(tmp_path / "store", "a", None, out) == 32
+    (tmp_path / "a.csv").write_text(out.getvalue())
+    rows = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert rows[0]["run"] == "a" and rows[30]["loss"] == "NaN" and rows[0]["expected"] != ""
+    back = read_samples(tmp_path / "a.csv")["a"]
+    assert [s.step for s in back] == list(range(1, 33)) and math.isnan(back[30].loss)
+    pq = pytest.importorskip("pyarrow.parquet")
+    assert export(tmp_path / "store", "a", tmp_path / "a.parquet", out) == 32
+    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    assert table["step"] == list(range(1, 33)) and math.isnan(table["loss"][30])
+    with pytest.raises(WrongInput, match="has no run"):
+        export(tmp_path / "store", "b", None, out)
+    opened.close()
