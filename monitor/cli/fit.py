@@ -1,0 +1,180 @@
+"""`losscast fit`: finished runs, or curves, to law.json."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monitor.law import Law
+
+
+def register(sub: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    p = sub.add_parser(
+        "fit",
+        help="fit a scaling law to finished runs",
+        description="Fit a scaling law to finished runs (run,params,tokens,loss[,flops]) or to curves (run,step,loss,tokens,params[,lr]).",
+    )
+    p.add_argument(
+        "points", metavar="POINTS|CURVES", help="CSV or Parquet; a file with a 'step' column holds curves"
+    )
+    p.add_argument(
+        "--curves",
+        metavar="CURVES",
+        help="the same runs' curves, so that predictions know the way to the final loss",
+    )
+    p.add_argument("-o", "--out", metavar="LAW", help="where to write law.json")
+    p.add_argument(
+        "--form",
+        default="auto",
+        help="auto (default), chinchilla (plain: Huber, no priors), frontier or curve",
+    )
+    p.add_argument(
+        "--metric",
+        choices=("pass_rate", "bpb", "accuracy"),
+        help="also foretell a benchmark's figure: pass_rate from compute, bpb or accuracy from the loss",
+    )
+    p.add_argument(
+        "--floor", type=float, default=0.0, help="what guessing scores, with --metric accuracy (default 0)"
+    )
+    p.add_argument(
+        "--batch-tokens", type=float, metavar="B", help="tokens a step, for curves without a tokens column"
+    )
+    p.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="what the file calls params, tokens, loss ...",
+    )
+    p.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep only these rows")
+    p.add_argument(
+        "--include", nargs="+", default=[], metavar="RUN", help="keep these runs whatever the cleaning says"
+    )
+    p.add_argument("--exclude", nargs="+", default=[], metavar="RUN", help="leave these runs out")
+    p.add_argument("--plot", metavar="PICTURE", help="draw the law to a PNG, SVG or PDF file")
+    p.add_argument("--json", action="store_true", help="print the law's figures as JSON")
+    p.set_defaults(func=run)
+
+
+def pairs(texts: list[str], flag: str) -> dict[str, str]:
+    """`a=b` arguments as a dict. Raises WrongInput for one without `=`."""
+    from monitor.errors import WrongInput
+
+    for text in texts:
+        if "=" not in text:
+            raise WrongInput(f"{flag} {text}: need NAME=VALUE")
+    return {key.strip(): value.strip() for key, value in (text.split("=", 1) for text in texts)}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit, write, and say what was found."""
+    from monitor.fit import fit
+    from monitor.points import is_curves, read_curves, read_points
+
+    if args.metric:
+        return finish(args, fit_metric(args))
+    columns, where = pairs(args.columns, "--columns"), pairs(args.where, "--where")
+    if is_curves(args.points):
+        law = fit(
+            read_curves(args.points, columns, where, args.batch_tokens),
+            args.form,
+            include=args.include,
+            exclude=args.exclude,
+        )
+    else:
+        curves = read_curves(args.curves, batch_tokens=args.batch_tokens) if args.curves else None
+        law = fit(
+            read_points(args.points, columns, where),
+            args.form,
+            curves=curves,
+            include=args.include,
+            exclude=args.exclude,
+        )
+    return finish(args, law)
+
+
+def fit_metric(args: argparse.Namespace) -> "Law":
+    """The law of a task's metric."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from monitor.errors import WrongInput
+    from monitor.fit import fit
+    from monitor.points import points_of, select
+    from monitor.table import read_table, renamed
+    from monitor.task import fit_link, metric_values, pass_rate_table
+
+    table = renamed(
+        select(read_table(args.points), pairs(args.where, "--where")), pairs(args.columns, "--columns")
+    )
+    if not 0 <= args.floor < 1:
+        raise WrongInput(f"--floor {args.floor:g}: what guessing scores lies in 0 to 1")
+    if args.metric == "pass_rate":
+        law = fit(points_of(pass_rate_table(table)), "power", include=args.include, exclude=args.exclude)
+        said = {
+            "the loss is empty or not finite": "no problem solved, all solved, or no figure: -ln(pass rate) is not finite"
+        }
+        excluded = tuple(
+            {**e, "reason": next((new for old, new in said.items() if old in e["reason"]), e["reason"])}
+            for e in law.excluded
+        )
+        return replace(law, task={"metric": "pass_rate"}, excluded=excluded)
+    points = points_of(table)
+    law = fit(points, args.form, include=args.include, exclude=args.exclude)
+    kept = np.array([run in law.runs["run"] for run in points.run])
+    return replace(
+        law,
+        task=fit_link(points.loss[kept], metric_values(points, args.metric)[kept], args.metric, args.floor),
+    )
+
+
+def finish(args: argparse.Namespace, law: "Law") -> int:
+    """Write the law and say what was found."""
+    if args.out:
+        law.write(args.out)
+        print(f"wrote {args.out} ({law.digest[:15]}...)", file=sys.stderr)
+    if args.plot:
+        from monitor.plot import draw_law
+
+        draw_law(law, args.plot)
+        print(f"wrote {args.plot}", file=sys.stderr)
+    for entry in law.excluded:
+        print(f"left out {entry['run']}: {entry['reason']}", file=sys.stderr)
+    if not law.identifiable:
+        print(f"not identifiable: {law.why}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(answer(law), allow_nan=False))
+    else:
+        print(law.fit["best_form"])
+        for name, value in law.parameters.items():
+            error = law.standard_errors.get(name)
+            print(f"{name:>6} {value:<12.6g}" + (f" ({error:.2g})" if error is not None else ""))
+        count = (
+            len(law.curve["anneal"]["runs"]) if law.form == "curve" and law.curve else len(law.runs["run"])
+        )
+        plural = "s" if count != 1 else ""
+        print(f"{count} run{plural}, rmse {law.fit['rmse']:.4g} nats, {law.fit['seconds'] * 1e3:.0f} ms")
+    return 0
+
+
+def answer(law: "Law") -> dict:
+    """What `fit --json` prints."""
+    return {
+        "form": law.form,
+        "best_form": law.fit["best_form"],
+        "parameters": law.parameters,
+        "standard_errors": law.standard_errors,
+        "objective": law.fit["objective"],
+        "rmse": law.fit["rmse"],
+        "seconds": law.fit["seconds"],
+        "excluded": [{"run": e["run"], "reason": e["reason"]} for e in law.excluded],
+        "identifiable": law.identifiable,
+        "why": law.why,
+        "runs": len(law.runs["run"]),
+        "noise_sd": law.noise_sd,
+        "members": {m.form: m.weight for m in law.members},
+        "digest": law.digest,
+    }

@@ -1,0 +1,107 @@
+"""`losscast predict`: law.json to the loss a run should end at, and show on the way."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+read_run: Callable[[str], dict[str, Any]] | None = None
+"""run.yaml -> params, tokens, batch_tokens and schedule, set by whoever knows run.yaml: the monitor does not."""
+
+
+def register(sub: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    p = sub.add_parser(
+        "predict",
+        help="predict a run's loss from a law",
+        description="Predict the loss a run should end at, and, where the law knows curves, the loss at each step.",
+    )
+    p.add_argument(
+        "law",
+        metavar="LAW",
+        help="law.json from `losscast fit`, or a published law by name: hoffmann, epoch, kaplan",
+    )
+    p.add_argument(
+        "run_file", nargs="?", metavar="RUN", help="run.yaml to take params, tokens, batch and schedule from"
+    )
+    p.add_argument("--params", type=float, metavar="N", help="parameters (count)")
+    p.add_argument("--tokens", type=float, metavar="D", help="training tokens (count)")
+    p.add_argument(
+        "--flops",
+        type=float,
+        metavar="C",
+        help="training compute, instead of --params and --tokens, for a frontier law",
+    )
+    p.add_argument(
+        "--batch-tokens", type=float, metavar="B", help="tokens a step; the fitted runs' when left out"
+    )
+    p.add_argument(
+        "--schedule",
+        metavar="KIND|FILE.csv",
+        help="learning-rate schedule; the fitted runs' shape when left out",
+    )
+    p.add_argument(
+        "-o", "--out", metavar="PREDICTION", help="where to write prediction.json; never overwrites"
+    )
+    p.add_argument("--json", action="store_true", help="print the prediction as JSON")
+    p.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, write, print."""
+    from monitor.errors import WrongInput
+    from monitor.law import Law
+    from monitor.prediction import predict
+    from monitor.presets import PRESETS, preset
+
+    target = {
+        "params": args.params,
+        "tokens": args.tokens,
+        "batch_tokens": args.batch_tokens,
+        "schedule": args.schedule,
+    }
+    if args.run_file is not None:
+        if read_run is None:
+            raise WrongInput(f"{args.run_file}: run files can't be read here; give --params and --tokens")
+        told = read_run(args.run_file)
+        target = {k: v if v is not None else told.get(k) for k, v in target.items()}
+    law = preset(args.law) if args.law in PRESETS else Law.read(args.law)
+    made = predict(
+        law,
+        params=target["params"],
+        tokens=target["tokens"],
+        flops=args.flops,
+        batch_tokens=target["batch_tokens"],
+        schedule=target["schedule"],
+    )
+    body = made.to_dict()
+    if args.out:
+        made.write(args.out)
+        print(f"wrote {args.out} ({made.digest[:15]}...)", file=sys.stderr)
+    if not body["in_range"]:
+        print(
+            f"warning: {body['extrapolation']['flops_ratio']:.3g} times the compute of the largest fitted run, or outside their range",
+            file=sys.stderr,
+        )
+    if isinstance(body["schedule"], dict) and not body["schedule"]["honoured"]:
+        print(
+            "warning: the law knows no learning rates, so --schedule changes nothing: fit it to curves with a column lr",
+            file=sys.stderr,
+        )
+    if isinstance(body["schedule"], dict) and body["schedule"]["honoured"] and body["schedule"]["note"]:
+        print(f"warning: {body['schedule']['note']}", file=sys.stderr)
+    if args.json and body["curve"] is None:
+        print("note: no curve: fit with --curves, and give --tokens and --batch-tokens", file=sys.stderr)
+    if not body["identifiable"]:
+        print(f"warning: not identifiable: {body['why']}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(body, allow_nan=False))
+    else:
+        final = made.final_loss
+        if body["metric"]:
+            m = body["metric"]
+            print(f"{m['name']} {m['p50']:.4f} ({m['p05']:.4f} to {m['p95']:.4f}, 90% of the time)")
+            return 0
+        print(f"{final.p50:.4f} ({final.p05:.4f} to {final.p95:.4f}, 90% of the time)")
+    return 0

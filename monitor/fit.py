@@ -1,0 +1,270 @@
+"""From finished runs, and their curves, to a law: clean, fit every form that applies, weigh them, say what is unknown.
+
+`form="auto"` combines forms by how well each, fitted to the smaller runs, predicted the larger ones (log score
+under each form's own uncertainty), and lets their disagreement widen the interval. `form="chinchilla"` is the
+plain fit that papers report: summed Huber loss, delta 1e-3, on ln loss, no priors, nothing excluded.
+"""
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from monitor import curve as curves_of
+from monitor.errors import WrongInput
+from monitor.fit_anneal import fit_curves
+from monitor.fit_chinchilla import bootstrap_plain, fit_plain
+from monitor.fit_clean import asked_out, clean, ends
+from monitor.fit_members import Runs, draw, fit_mode
+from monitor.fit_weights import DRIFT, drift, forms_for, try_inside, weigh
+from monitor.law import PARAMETERS, Law, Member, log_loss
+from monitor.points import Curves, Points
+from monitor.table import FloatArray
+
+FEW = 7
+"""Runs up to which a plain fit takes its draws from weak priors and gives no standard errors."""
+FORMS = ("auto", "chinchilla", "frontier", "power", "curve")
+
+
+def fit(
+    points: Points | Curves,
+    form: str = "auto",
+    *,
+    curves: Curves | None = None,
+    include: Collection[str] = (),
+    exclude: Collection[str] = (),
+    conventions: dict[str, str] | None = None,
+    seed: int = 0,
+    effort: int = 150,
+) -> Law:
+    """The law of finished runs; with their `curves`, one that also knows the way there.
+
+    points      finished runs, or curves alone, whose ends are then taken
+    effort      turns of the walkers behind the draws; fewer are quicker and rougher
+    include     runs to keep whatever the cleaning says;  exclude  runs to leave out
+
+    Raises WrongInput when no run is left, or the form needs a column that is not there.
+    """
+    if form not in FORMS:
+        raise WrongInput(f"--form {form}: there is no such form; choose from {', '.join(FORMS)}")
+    if isinstance(points, Curves):
+        curves = points
+        points = ends(curves, include)
+    points = asked_out(points, exclude)
+    if form != "chinchilla":
+        points = clean(points, include)
+    if len(points) == 0:
+        why = "; ".join(f"{e.run}: {e.reason}" for e in points.excluded[:4])
+        raise WrongInput(
+            f"{points.path or 'points'}: no finished run is left to fit ({why}). --include RUN keeps one"
+        )
+    sized = bool(np.all(np.isfinite(points.params) & np.isfinite(points.tokens)))
+    if form == "chinchilla" and not sized:
+        raise WrongInput(
+            f"{points.path}: --form chinchilla needs params and tokens of every run; give them, or fit --form frontier"
+        )
+    conventions = dict(conventions or {})
+    if not np.isfinite(points.params).any():
+        conventions.setdefault(
+            "params", "not given: the runs count as of one size, and their tokens as their compute"
+        )
+    shape = _shape(points, curves) if curves is not None else None
+    if form == "curve" and (shape is None or shape["anneal"] is None):
+        raise WrongInput(
+            f"{points.path}: --form curve needs curves with a column lr, and 12 finite losses of a run at least"
+        )
+    if form == "chinchilla":
+        return _plain(points, shape, conventions, seed)
+    law = _mixed(points, form, shape, conventions, seed, sized, effort)
+    return _as_curve_law(law) if form == "curve" else law
+
+
+def _as_curve_law(law: Law) -> Law:
+    """The same law, reporting the curve law's parameters as its own."""
+    assert law.curve is not None
+    anneal = law.curve["anneal"]
+    count = len(anneal["names"]) - (0 if anneal["sizes"] > 1 else 2)
+    names, theta, draws = (
+        anneal["names"][:count],
+        np.exp(anneal["theta"][:count]),
+        np.exp(np.array(anneal["draws"])[:, :count]),
+    )
+    why = (
+        []
+        if anneal["shapes"] > 1
+        else ["the runs share one shape of schedule, so what another does rests on priors"]
+    )
+    if float(draws[:, 0].std()) > 0.1 * float(theta[0]):
+        why.append("the irreducible loss E is known to no better than a tenth")
+    return replace(
+        law,
+        identifiable=not why,
+        why="; ".join(why),
+        parameters=dict(zip(names, map(float, theta), strict=True)),
+        standard_errors=dict(zip(names, map(float, draws.std(axis=0)), strict=True)),
+        fit={
+            **law.fit,
+            "best_form": "curve",
+            "rmse": anneal["rmse"],
+            "seconds": anneal["seconds"],
+            "objective": anneal["objective"],
+        },
+    )
+
+
+def _shape(points: Points, curves: Curves) -> dict | None:
+    """What the curves teach: the shape the fitted runs share, and the law that knows the learning rate."""
+    by_name = {run: i for i, run in enumerate(points.run)}
+    found = []
+    for c in curves.runs:
+        i = by_name.get(c.run)
+        if i is not None:
+            s = curves_of.smooth(c, float(points.loss[i]), float(points.flops[i]), float(points.tokens[i]))
+            if s is not None:
+                found.append(s)
+    gone = {e.run for e in points.excluded if "asked for" in e.reason}
+    anneal = fit_curves([c for c in curves.runs if c.run not in gone])
+    borrowed = curves_of.learn(found)
+    return None if borrowed is None and anneal is None else {"borrowed": borrowed, "anneal": anneal}
+
+
+def _plain(points: Points, shape: dict | None, conventions: dict[str, str], seed: int) -> Law:
+    start = time.perf_counter()
+    z, value = fit_plain(points.params, points.tokens, points.loss)
+    seconds = time.perf_counter() - start
+    if len(points) > FEW:
+        natural = _naturals(bootstrap_plain(points.params, points.tokens, points.loss, z, 500, seed))
+        natural = natural[np.all(np.isfinite(natural), axis=1)]
+    else:  # a bootstrap of so few says they are certain; weak priors say what they leave open
+        natural = draw(fit_mode("chinchilla", Runs.of(points)), seed=seed)[0]
+    point = _naturals(z[None])[0]
+    residual = log_loss("chinchilla", point[None], points.params, points.tokens, points.flops)[0] - np.log(
+        points.loss
+    )
+    errors = {
+        k: float(v) if len(points) > FEW else None
+        for k, v in zip(PARAMETERS["chinchilla"], natural.std(axis=0), strict=True)
+    }
+    why = _unknown(len(points), _spans(points), natural[:, 0])
+    dof = max(1, len(points) - 5)
+    return Law(
+        "chinchilla",
+        (Member("chinchilla", 1.0, tuple(map(float, point)), natural[:256]),),
+        max(0.002, float(np.sqrt((residual**2).sum() / dof))),
+        DRIFT,
+        _runs(points),
+        not why,
+        why,
+        dict(zip(PARAMETERS["chinchilla"], map(float, point), strict=True)),
+        errors,
+        {
+            "best_form": "chinchilla",
+            "objective": value,
+            "rmse": _rmse(residual, points.loss),
+            "seconds": seconds,
+            "delta": 1e-3,
+        },
+        _listed(points),
+        conventions,
+        shape,
+    )
+
+
+def _mixed(
+    points: Points,
+    form: str,
+    shape: dict | None,
+    conventions: dict[str, str],
+    seed: int,
+    sized: bool,
+    effort: int,
+) -> Law:
+    runs = Runs.of(points)
+    start = time.perf_counter()
+    names = forms_for(runs, form, sized)
+    trials = [try_inside(name, runs) for name in names]
+    weights = weigh(trials, len(runs))
+    fits = [fit_mode(name, runs) for name in names]
+    seconds = time.perf_counter() - start
+    drawn = [draw(f, seed=seed, effort=effort) for f in fits]
+    members = tuple(
+        Member(f.form.name, float(w), tuple(map(float, f.point())), d[0])
+        for f, w, d in zip(fits, weights, drawn, strict=True)
+    )
+    best = max(
+        (i for i, name in enumerate(names) if name != "bent" or len(names) == 1), key=lambda i: weights[i]
+    )
+    names_of = PARAMETERS[names[best]]
+    point = fits[best].point()
+    residual = fits[best].log_loss(runs) - runs.ln_loss
+    noise = float(np.exp(np.sum(weights * [np.median(np.log(d[1])) for d in drawn])))
+    why = _unknown(len(points), _spans(points), drawn[best][0][:, 0] if names[best] != "bent" else np.ones(1))
+    return Law(
+        form,
+        members,
+        noise,
+        drift(trials, weights),
+        _runs(points),
+        not why,
+        why,
+        dict(zip(names_of, map(float, point), strict=True)),
+        dict(zip(names_of, map(float, drawn[best][0].std(axis=0)), strict=True)),
+        {"best_form": names[best], "objective": float(-fits[best].form.density(fits[best].z[None])[0]),
+         "rmse": _rmse(residual, points.loss), "seconds": seconds,
+         "inside_errors": {name: [float(v) for v in t.errors] for name, t in zip(names, trials, strict=True)}},
+        _listed(points),
+        conventions,
+        shape,
+    )  # fmt: skip
+
+
+def _spans(points: Points) -> float:
+    return float(np.log10(points.flops.max() / points.flops.min()))
+
+
+def _unknown(count: int, decades: float, e_draws: FloatArray) -> str:
+    """What the runs can't tell, in words; empty when they can."""
+    reasons = []
+    if count < 5:
+        reasons.append(f"{count} run{'s' if count > 1 else ''} can't fix a law's parameters")
+    elif count < 10:
+        reasons.append(f"{count} runs leave little to check a law of up to five parameters against")
+    if decades < 1:
+        reasons.append(f"the runs span {decades:.1f} decades of compute")
+    low, middle, high = np.quantile(e_draws, [0.05, 0.5, 0.95])
+    if not high - low < 0.7 * middle:
+        reasons.append(
+            f"the irreducible loss E could be anything from {low:.2g} to {high:.2g} nats per token"
+        )
+    return "; ".join(reasons)
+
+
+def _naturals(z: FloatArray) -> FloatArray:
+    with np.errstate(over="ignore"):
+        return np.column_stack([np.exp(z[:, 0]), np.exp(z[:, 1]), np.exp(z[:, 2]), z[:, 3], z[:, 4]])
+
+
+def _rmse(residual: FloatArray, loss: FloatArray) -> float:
+    """Root mean square of fitted minus observed loss, nats per token, from residuals of ln loss."""
+    return float(np.sqrt(np.mean((np.exp(residual) * loss - loss) ** 2)))
+
+
+def _runs(points: Points) -> dict[str, list]:
+    def plain(values: FloatArray) -> list[float | None]:
+        return [float(v) if np.isfinite(v) else None for v in values]
+
+    return {
+        "run": list(points.run),
+        "params": plain(points.params),
+        "tokens": plain(points.tokens),
+        "flops": plain(points.flops),
+        "loss": plain(points.loss),
+    }
+
+
+def _listed(points: Points) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"run": e.run, "reason": e.reason, "flops": e.flops, "loss": e.loss} for e in points.excluded
+    )

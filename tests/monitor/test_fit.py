@@ -1,0 +1,228 @@
+"""Fits find what made the data, know no unit, say what they can't tell, and never put a NaN into law.json."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.errors import WrongInput
+from monitor.fit import FORMS, ends, fit
+from monitor.fit_chinchilla import bootstrap_plain, fit_plain
+from monitor.fit_members import Runs, fit_mode
+from monitor.law import Law
+from monitor.points import Curve, Curves, Points, read_points
+
+DATA = Path(os.environ.get("LOSSCAST_DATA", ""))
+needs_data = pytest.mark.skipif(
+    not (DATA / "points").is_dir(), reason="LOSSCAST_DATA names no folder of public runs"
+)
+
+
+def made(n: int = 20, noise: float = 0.002, seed: int = 0, names: str = "r") -> Points:
+    """Runs of a known Chinchilla law on a grid of sizes and ratios."""
+    rng = np.random.default_rng(seed)
+    params = np.geomspace(1e6, 1e8, n)
+    tokens = params * rng.choice([5.0, 20.0, 80.0], n)
+    loss = (1.7 + 400 / params**0.34 + 1500 / tokens**0.36) * np.exp(noise * rng.standard_normal(n))
+    return Points(
+        tuple(f"{names}{i}" for i in range(n)), params, tokens, loss, 6 * params * tokens, path="made"
+    )
+
+
+def scaled(points: Points, params: float = 1.0, tokens: float = 1.0, loss: float = 1.0) -> Points:
+    """The same runs in other units."""
+    n, d = points.params * params, points.tokens * tokens
+    return Points(points.run, n, d, points.loss * loss, points.flops * params * tokens)
+
+
+def test_the_plain_fit_finds_the_law_that_made_the_data() -> None:
+    points = made(60, noise=0.0)
+    z, value = fit_plain(points.params, points.tokens, points.loss)
+    np.testing.assert_allclose([np.exp(z[0]), z[3], z[4]], [1.7, 0.34, 0.36], rtol=1e-3)
+    assert value < 1e-10
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9), st.floats(1e-2, 1e2))
+@settings(max_examples=8, deadline=None)
+def test_units_do_not_matter_to_the_plain_fit(params: float, tokens: float, loss: float) -> None:
+    points, other = made(), scaled(made(), params, tokens, loss)
+    z, value = fit_plain(points.params, points.tokens, points.loss)
+    y, same = fit_plain(other.params, other.tokens, other.loss)
+    assert math.isclose(value, same, rel_tol=1e-4)
+    np.testing.assert_allclose([y[3], y[4], np.exp(y[0]) / loss], [z[3], z[4], np.exp(z[0])], rtol=5e-3)
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "valley", "frontier", "bent"])
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.floats(1e-2, 1e2))
+@settings(max_examples=3, deadline=None)
+def test_units_do_not_matter_to_any_form(form: str, params: float, tokens: float, loss: float) -> None:
+    points = made()
+    runs, other = Runs.of(points), Runs.of(scaled(points, params, tokens, loss))
+    here, there = fit_mode(form, runs).log_loss(runs), fit_mode(form, other).log_loss(other)
+    np.testing.assert_allclose(there - math.log(loss), here, atol=2e-4)
+
+
+@given(st.permutations(range(12)))
+@settings(max_examples=5, deadline=None)
+def test_the_order_of_runs_does_not_matter(order: list[int]) -> None:
+    points = made(12)
+    mixed = Points(
+        tuple(points.run[i] for i in order),
+        points.params[order],
+        points.tokens[order],
+        points.loss[order],
+        points.flops[order],
+    )
+    for name in ("chinchilla", "frontier"):
+        here, there = fit_mode(name, Runs.of(points)).point(), fit_mode(name, Runs.of(mixed)).point()
+        np.testing.assert_allclose(there, here, rtol=1e-2)
+
+
+def test_a_larger_run_from_the_same_law_falls_inside_its_interval() -> None:
+    law = fit(made(24), effort=60)
+    truth = 1.7 + 400 / 1e9**0.34 + 1500 / 2e10**0.36
+    q = law.predict(1e9, 2e10)
+    assert q.p05 < truth < q.p95
+    assert abs(q.p50 / truth - 1) < 0.02
+    near, far = law.predict(1.2e8, 2.4e9), law.predict(1e10, 2e11)
+    assert (far.p95 - far.p05) / far.p50 > (near.p95 - near.p05) / near.p50
+
+
+def finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(finite(v) for v in value.values())
+    return all(finite(v) for v in value) if isinstance(value, (list, tuple)) else True
+
+
+@pytest.mark.parametrize("form", ["auto", "chinchilla", "frontier"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_runs_are_fitted_for_what_they_are_worth_and_say_so(form: str, count: int) -> None:
+    points = made(20)
+    law = fit(points.keep(np.arange(20) < count), form, effort=20)
+    assert not law.identifiable and f"{count} run" in law.why
+    assert finite(law.to_dict())
+    q = law.predict(1e8, 1e9)
+    assert 0 < q.p05 <= q.p50 <= q.p95 < math.inf
+
+
+@pytest.mark.parametrize("form", ["auto", "chinchilla"])
+def test_runs_of_one_size_or_all_alike_give_no_nan(form: str) -> None:
+    points = made(6)
+    one_size = Points(points.run, np.full(6, 1e6), points.tokens, points.loss, 6e6 * points.tokens)
+    alike = Points(
+        points.run,
+        np.full(6, 1e6),
+        np.full(6, 2e7),
+        np.full(6, 3.0) + np.arange(6) * 1e-3,
+        np.full(6, 1.2e14),
+    )
+    for some in (one_size, alike):
+        law = fit(some, form, effort=10)
+        assert finite(law.to_dict()) and not law.identifiable
+
+
+def test_what_is_left_out_is_listed_and_can_be_kept() -> None:
+    points = made(8)
+    twice = Points(
+        (*points.run, "again"),
+        *(np.append(v, v[0]) for v in (points.params, points.tokens, points.loss, points.flops)),
+    )
+    law = fit(twice, "frontier", exclude=["r3"], effort=10)
+    assert {e["run"]: e["reason"] for e in law.excluded} == {
+        "r3": "asked for with --exclude",
+        "again": "the same numbers as run r0",
+    }
+    assert "again" in fit(twice, "frontier", include=["again"], effort=10).runs["run"]
+    with pytest.raises(WrongInput, match="no such run"):
+        fit(points, exclude=["nobody"])
+
+
+def test_a_diverged_run_is_left_out_of_the_combined_fit_with_its_reason() -> None:
+    points = made(20)
+    loss = points.loss.copy()
+    loss[15] *= 1.8
+    law = fit(Points(points.run, points.params, points.tokens, loss, points.flops), effort=10)
+    assert [e["run"] for e in law.excluded] == ["r15"] and "diverged" in law.excluded[0]["reason"]
+    plain = fit(Points(points.run, points.params, points.tokens, loss, points.flops), "chinchilla")
+    assert not plain.excluded and len(plain.runs["run"]) == 20
+
+
+def test_the_same_input_gives_the_same_law() -> None:
+    first, second = (
+        fit(made(10), "frontier", effort=10).to_dict(),
+        fit(made(10), "frontier", effort=10).to_dict(),
+    )
+    for law in (first, second):
+        law["fit"].pop("seconds"), law.pop("digest")
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_a_law_survives_its_file_and_a_changed_file_is_refused(tmp_path: Path) -> None:
+    law = fit(made(8), "frontier", effort=10)
+    law.write(tmp_path / "law.json")
+    again = Law.read(tmp_path / "law.json")
+    assert again.digest == law.digest
+    assert again.predict(flops=1e20).p50 == pytest.approx(law.predict(flops=1e20).p50, rel=1e-9)
+    data = json.loads((tmp_path / "law.json").read_text())
+    data["noise_sd"] = 0.5
+    (tmp_path / "law.json").write_text(json.dumps(data))
+    with pytest.raises(WrongInput, match="does not match its digest"):
+        Law.read(tmp_path / "law.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not JSON"),
+        ("[1]", "no law.json"),
+        ('{"a": 1}', "no law.json"),
+        ('{"losscast_law": 99}', "version 99"),
+    ],
+)
+def test_what_is_no_law_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "law.json").write_text(text)
+    with pytest.raises(WrongInput, match=says):
+        Law.read(tmp_path / "law.json")
+
+
+def test_an_unknown_form_names_those_there_are() -> None:
+    with pytest.raises(WrongInput, match=", ".join(FORMS)):
+        fit(made(5), "cubic")
+
+
+def curve(run: str, params: float, last_rate: float, loss: float) -> Curve:
+    step = np.arange(1, 201)
+    lr = np.linspace(1.0, last_rate, 200)
+    return Curve(run, step, loss + 3.0 * step**-0.7, step * 1e4, lr, params=params)
+
+
+def test_an_unfinished_run_is_no_final_point() -> None:
+    curves = Curves((curve("a", 1e6, 0.0, 3.0), curve("b", 2e6, 0.6, 2.8), curve("c", 4e6, 0.02, 2.6)))
+    points = ends(curves)
+    assert points.run == ("a", "c")
+    assert (
+        points.excluded[0].run == "b"
+        and "unfinished: it ends at 60% of its peak" in points.excluded[0].reason
+    )
+    assert ends(curves, include=["b"]).run == ("a", "b", "c")
+
+
+def test_constant_rate_runs_count_when_none_decays() -> None:
+    assert len(ends(Curves((curve("a", 1e6, 1.0, 3.0), curve("b", 2e6, 1.0, 2.8))))) == 2
+
+
+@needs_data
+def test_the_published_set_gives_the_published_law() -> None:
+    points = read_points(DATA / "points/chinchilla_epoch.csv", where={"excluded_in_paper": "0"})
+    z, value = fit_plain(points.params, points.tokens, points.loss)
+    assert value <= 0.0010182742
+    np.testing.assert_allclose([np.exp(z[0]), z[3], z[4]], [1.8169, 0.3478, 0.3658], atol=0.003)
+    draws = bootstrap_plain(points.params, points.tokens, points.loss, z, 200)
+    np.testing.assert_allclose([draws[:, 3].std(), draws[:, 4].std()], [0.015, 0.021], rtol=0.35)
