@@ -1,0 +1,104 @@
+"""`losscast replay CURVE`: the live judge over a recorded run."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add `replay` to the command."""
+    p = commands.add_parser(
+        "replay",
+        help="the live judge over a recorded run",
+        description="Run the live judge over a recorded run. A file of several runs gives one answer a run.",
+    )
+    p.add_argument("curve", help="CSV or Parquet with run,step,loss[,tokens,lr,grad_norm]")
+    p.add_argument("--run", help="only this run of the file")
+    p.add_argument("--prediction", help="prediction.json to hold the run against")
+    p.add_argument("--control", help="curve of a run on the same data order; the mean of several in one file")
+    p.add_argument("--target-loss", type=float, help="final loss the run should reach, nats per token")
+    p.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    p.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every alert and the advice; exit status 3 when the run ends off its prediction."""
+    from monitor.errors import WrongInput
+    from monitor.judge.line import Line
+    from monitor.replay import merged, off_prediction, read_samples, replay
+    from monitor.schema import spell
+
+    runs = read_samples(args.curve)
+    if args.run is not None:
+        if args.run not in runs:
+            raise WrongInput(f"{args.curve}: has no run {args.run!r}; it has {', '.join(list(runs)[:8])}")
+        runs = {args.run: runs[args.run]}
+    prediction = None
+    if args.prediction:
+        try:
+            prediction = json.loads(Path(args.prediction).read_text())
+        except OSError as error:
+            raise WrongInput(
+                f"{args.prediction}: {error.strerror}; give the file that `losscast predict -o` wrote"
+            ) from error
+        except ValueError as error:
+            raise WrongInput(
+                f"{args.prediction}: not JSON ({error}); give the file that `losscast predict -o` wrote"
+            ) from error
+        if not isinstance(prediction, dict):
+            raise WrongInput(
+                f"{args.prediction}: holds no prediction; give the file that `losscast predict -o` wrote"
+            )
+        try:
+            Line(prediction.get("curve") or {"step": (), "p05": (), "p50": (), "p95": ()})
+        except WrongInput as error:
+            raise WrongInput(f"{args.prediction}: {error}") from error
+    control = None
+    if args.control:
+        control = merged(read_samples(args.control).values())
+    answers = {
+        name: replay(samples, None, prediction, control, args.target_loss) for name, samples in runs.items()
+    }
+    off = any(off_prediction(answer) for answer in answers.values())
+    if args.json:
+        print(json.dumps(spell(_document(answers)), allow_nan=False))
+    else:
+        for name, answer in answers.items():
+            _print(name, answer)
+    if off:
+        print("losscast: the run ends off its line", file=sys.stderr)
+    return 3 if off else 0
+
+
+def _document(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One run's answer as it is; of several, their alerts and advice together, each naming its run."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    return {
+        "samples": sum(answer["samples"] for answer in answers.values()),
+        "alerts": [{"run": name, **alert} for name, answer in answers.items() for alert in answer["alerts"]],
+        "final_loss": None,
+        "advice": [
+            {"run": name, **advice} for name, answer in answers.items() for advice in answer["advice"]
+        ],
+        "runs": {
+            name: {"samples": a["samples"], "final_loss": a["final_loss"]} for name, a in answers.items()
+        },
+    }
+
+
+def _print(name: str, answer: dict[str, Any]) -> None:
+    print(f"{name}: {answer['samples']} samples, {len(answer['alerts'])} alerts")
+    for a in answer["alerts"]:
+        expected = "" if a["expected"] is None else f", expected {a['expected']:.4f}"
+        until = "open" if a["resolved_step"] is None else f"until step {a['resolved_step']}"
+        print(
+            f"  step {a['step']:>8}  {a['severity']:8} {a['alert']}: {a['value']:.4f}{expected}, since step {a['since_step']}, {until}"
+        )
+    if answer["final_loss"]:
+        f = answer["final_loss"]
+        print(f"  final loss {f['p50']:.4f} ({f['p05']:.4f} to {f['p95']:.4f})")
+    if answer["advice"]:
+        print(f"  advice: {answer['advice'][-1]['action']}: {'; '.join(answer['advice'][-1]['evidence'])}")

@@ -1,0 +1,220 @@
+"""What the judge holds of a run, and how it is saved: the part under its tests.
+
+All that `observe` changes lives here and is in `state_dict()`, which `from_state` reads back.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+from monitor.judge.control import Control
+from monitor.judge.cusum import Cusum
+from monitor.judge.drift import Drift
+from monitor.judge.evidence import Evidence
+from monitor.judge.line import Expected, Line
+from monitor.judge.past import Past
+from monitor.judge.settings import Settings
+from monitor.judge.track import Track
+from monitor.verdict import Alert, Cause, Severity, State
+
+STATES: tuple[tuple[str, State], ...] = (
+    ("LossNonFinite", "non_finite"),
+    ("LossDiverged", "diverged"),
+    ("LossOffLine", "off_line"),
+    ("LossAbovePrediction", "above"),
+    ("LossBelowPrediction", "below"),
+)
+"""What an open alert makes of the run, worst first."""
+
+LEARN_FROM, LEARN_TO = 0.07, 0.2
+"""Shares of the run between which its own offset from the prediction is learnt."""
+
+TWIN_FROM, TWIN_TO = 0.1, 0.25
+"""The same for its difference from a control of its recipe, which wanders in the first tenth."""
+
+NUMBERS = (
+    "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
+    "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
+    "resume_level", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
+)  # fmt: skip
+
+
+class Held:
+    """Tracks, tests and open alerts of one run, without the judging."""
+
+    _samples: float
+    _step: float
+    _tokens: float
+    _loss: float
+    _attempt: float
+    _first_step: float
+    _waiting: float
+    _off: float
+    _off_since: float
+    _off_count: float
+    _evidence: float
+    _peak: float
+    _recent: float
+    _peak_loss: float
+    _by_control: float
+    _finite_run: float
+    _rewound: float
+    _resume_n: float
+    _resume_sum: float
+    _resume_level: float
+    _quiet_from: float
+    _paired: float
+    _lead: float
+    _by_twin: float
+    _time: float
+    _first_time: float
+    _time_step: float
+    _tail: float
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        prediction: Mapping[str, Any] | None = None,
+        target_loss: float | None = None,
+        total_tokens: float | None = None,
+        total_steps: float | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.prediction = dict(prediction) if prediction else None
+        self.target_loss = target_loss
+        self.total_tokens = total_tokens
+        curve = (prediction or {}).get("curve")
+        self.line = Line(curve) if curve else None
+        self.total_steps = self.line.last_step if self.line else total_steps
+        memory = self.settings.memory
+        self.raw = Track(memory)
+        self.gap = Track(memory, follow=True)
+        self.main = Cusum()
+        self.drift = Drift()
+        self.past = Past()
+        self.evidence = Evidence()
+        self.control: Control | None = None
+        self.twin = Drift()
+        self._open: dict[str, Alert] = {}
+        for name in NUMBERS:
+            setattr(self, "_" + name, 0.0)
+        self._step = self._tokens = self._quiet_from = -1.0
+        self._loss = math.nan
+        self._attempt = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything observe() changes, as JSON-able data (non-finite numbers as None where they can be)."""
+        return {
+            "version": 1,
+            "numbers": {name: _plain(getattr(self, "_" + name)) for name in NUMBERS},
+            "tracks": [self.raw.state(), self.gap.state()],
+            "main": self.main.state(),
+            "drift": self.drift.state(),
+            "twin": self.twin.state(),
+            "past": self.past.state(),
+            "evidence": self.evidence.state(),
+            "control": self.control.state() if self.control is not None else None,
+            "open": [
+                [a.alert, a.severity, a.step, a.since_step, _plain(a.value), a.expected]
+                for a in self._open.values()
+            ],
+        }
+
+    @classmethod
+    def from_state(
+        cls,
+        settings: Settings | None,
+        state: Mapping[str, Any],
+        prediction: Mapping[str, Any] | None = None,
+        target_loss: float | None = None,
+        total_tokens: float | None = None,
+        total_steps: float | None = None,
+    ) -> Self:
+        """The judge that wrote `state`, going on. Raises ValueError for a state of another version."""
+        if state.get("version") != 1:
+            raise ValueError(f"judge state of version {state.get('version')!r}; this one reads version 1")
+        judge = cls(settings, prediction, target_loss, total_tokens, total_steps)
+        for name, value in state["numbers"].items():
+            if name in NUMBERS:
+                setattr(judge, "_" + name, _number(value))
+        judge.raw.load(state["tracks"][0])
+        judge.gap.load(state["tracks"][1])
+        judge.main.load(state["main"])
+        judge.drift.load(state["drift"])
+        judge.twin.load(state["twin"])
+        judge.past.load(state["past"])
+        judge.evidence.load(state["evidence"])
+        if state["control"] is not None:
+            judge.control = Control(judge.settings.memory)
+            judge.control.load(state["control"])
+        for name, severity, step, since, value, expected in state["open"]:
+            judge._open[name] = Alert(name, severity, step, since, _number(value), expected)
+        return judge
+
+    def open_alerts(self) -> tuple[Alert, ...]:
+        """The alerts open now, oldest first."""
+        return tuple(sorted(self._open.values(), key=lambda alert: (alert.step, alert.alert)))
+
+    def causes(self) -> tuple[Cause, ...]:
+        """Likely causes of what is open now, with the evidence for each."""
+        held = self._worst()
+        if held is None:
+            return ()
+        since = held[1].since_step
+        return self.evidence.causes(since, self._off_count if self._off else 0.0)
+
+    def _worst(self) -> tuple[State, Alert] | None:
+        for name, state in STATES:
+            if name in self._open:
+                return state, self._open[name]
+        return None
+
+    def _expected_now(self) -> float:
+        return self.raw.base
+
+    def _share(self, step: float) -> float | None:
+        """Share of the run that is done; None when nobody said how long it is."""
+        last_tokens = self.line.last_tokens if self.line else None
+        if last_tokens and self._tokens >= 0:
+            return self._tokens / last_tokens
+        total = self.total_steps
+        if total is None and self.total_tokens and self._tokens > 0 and step > 0:
+            total = self.total_tokens / self._tokens * step
+        return step / total if total else None
+
+    def _call(
+        self,
+        name: str,
+        severity: Severity,
+        step: int,
+        since: int,
+        value: float,
+        usual: float | None,
+        opened: list[Alert],
+    ) -> None:
+        alert = Alert(name, severity, step, min(since, step), value, usual)
+        self._open[name] = alert
+        opened.append(alert)
+
+    def _close(self, name: str, step: int, closed: list[Alert]) -> None:
+        alert = self._open.pop(name, None)
+        if alert is not None:
+            closed.append(replace(alert, resolved_step=step))
+
+
+def band_sd(expected: Expected) -> float:
+    """Standard deviation that the 90% band stands for, nats per token; never nothing."""
+    return max((expected.p95 - expected.p05) / 3.29, 1e-4)
+
+
+def _plain(value: float) -> float | str:
+    return (
+        value
+        if math.isfinite(value)
+        else ("NaN" if value != value else ("Infinity" if value > 0 else "-Infinity"))
+    )
+
+
+def _number(value: float | str) -> float:
+    return float(value.replace("Infinity", "inf")) if isinstance(value, str) else float(value)

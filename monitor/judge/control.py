@@ -1,0 +1,102 @@
+"""A control variate: another run on the same data order, whose batch noise is ours.
+
+    y = (x - c) + (1 - beta) u,    u = c less its own level,    beta = cov(e, u) / var(u)
+
+x our loss, c the control's at the same step, e ours less its own level; beta is learnt online from clipped values and
+is near 1 for a run of the same recipe. y keeps what is ours alone: batch noise cancels, shared bad data cancels. A
+control that leaves its own line, or whose noise turns out not to be ours, is not used. Nats per token.
+
+Samples are matched by step, or by the window of tokens between two of ours where both carry tokens, so that a control
+with another batch size is compared over the same data.
+"""
+
+from monitor.judge.cusum import Cusum
+from monitor.judge.track import Track
+
+USEFUL = 0.8
+"""The control is used while its spread of y is below this share of our own spread."""
+KEEP = 64
+"""Control samples that may wait for ours."""
+
+
+class Control:
+    """Pairs the two runs' samples and learns the weight. Constant memory."""
+
+    def __init__(self, memory: int) -> None:
+        self.own = Track(memory)
+        """The control's own past: it is judged too."""
+        self.own_cusum = Cusum()
+        self.rest = Track(max(50, memory // 2), follow=True)
+        """y: ours less what is shared."""
+        self.cusum = Cusum()
+        self.level = Track(memory, follow=True)
+        self.mine = Track(memory, follow=True)
+        self.waiting: list[tuple[float, float, float]] = []  # step, tokens (-1 unknown), loss
+        self.last = [-1.0, -1.0]  # step, tokens of our last sample
+        self.cross = self.square = 0.0
+        self.pairs = 0
+
+    def offer(self, step: float, tokens: float | None, loss: float) -> None:
+        """A sample of the control; it waits for ours of the same step or tokens."""
+        if len(self.waiting) >= KEEP:
+            del self.waiting[0]
+        self.waiting.append((step, -1.0 if tokens is None else tokens, loss))
+
+    def matched(self, step: float, tokens: float | None) -> float | None:
+        """Mean of the control's losses since our last sample up to this one; None where there are none."""
+        mine = -1.0 if tokens is None else tokens
+        total, count, keep = 0.0, 0, []
+        before_step, before_tokens = self.last
+        for entry in self.waiting:
+            by_tokens = mine >= 0 and entry[1] >= 0
+            key, low, high = (entry[1], before_tokens, mine) if by_tokens else (entry[0], before_step, step)
+            if key > high:
+                keep.append(entry)
+            elif key > low:
+                total += entry[2]
+                count += 1
+        self.waiting = keep
+        self.last = [step, mine]
+        return total / count if count else None
+
+    def residual(self, x: float, c: float) -> float:
+        """y for this pair, and the weight learnt a little further."""
+        u = c - self.level.base if self.level.count >= 3 else 0.0
+        e = x - self.mine.base if self.mine.count >= 3 else 0.0
+        if self.pairs > 30:
+            top = 4.0 * self.level.calm_sd
+            u_c = top if u > top else (-top if u < -top else u)
+            top = 4.0 * self.mine.calm_sd
+            e_c = top if e > top else (-top if e < -top else e)
+            gain = 0.005 if self.pairs > 200 else 1.0 / self.pairs
+            self.cross += gain * (e_c * u_c - self.cross)
+            self.square += gain * (u_c * u_c - self.square)
+        self.pairs += 1
+        beta = min(1.5, max(0.0, self.cross / self.square)) if self.pairs > 60 and self.square > 0 else 1.0
+        return (x - c) + (1.0 - beta) * u
+
+    def learn(self, x: float, c: float) -> None:
+        """Move the two levels that the weight is learnt from."""
+        self.level.learn(c, True)
+        self.mine.learn(x, True)
+
+    def beta(self) -> float:
+        """How much of the control's noise is ours."""
+        return self.cross / self.square if self.square > 0 else 0.0
+
+    def state(self) -> dict[str, object]:
+        return {
+            "tracks": [t.state() for t in (self.own, self.rest, self.level, self.mine)],
+            "cusums": [c.state() for c in (self.own_cusum, self.cusum)],
+            "waiting": [list(entry) for entry in self.waiting],
+            "numbers": [*self.last, self.cross, self.square, self.pairs],
+        }
+
+    def load(self, state: dict) -> None:  # type: ignore[type-arg]
+        for track, held in zip((self.own, self.rest, self.level, self.mine), state["tracks"], strict=True):
+            track.load(held)
+        for cusum, held in zip((self.own_cusum, self.cusum), state["cusums"], strict=True):
+            cusum.load(held)
+        self.waiting = [(float(a), float(b), float(c)) for a, b, c in state["waiting"]]
+        a, b, self.cross, self.square, pairs = state["numbers"]
+        self.last, self.pairs = [a, b], int(pairs)

@@ -1,0 +1,200 @@
+"""One run's judge: sequential tests of every sample against where the loss should be.
+
+Fast   The loss less its own recent level, and where there is a prediction also the gap less its own level: the smaller
+       of the two residuals goes into a pair of CUSUMs (`cusum`), so that a rise the prediction expects, or a bend it
+       does not, is no alarm. Where there is a control on the same data order a second pair watches the difference.
+Slow   The smoothed gap to the prediction, or to a control of the same recipe, less the run's own early offset
+       (`drift`).
+After  Off the line is a warning. It ends as a spike (the CUSUM comes back to nothing) or as a divergence, when the
+       evidence summed since the onset is past all doubt and the loss is not on its way back; or at once when a run
+       that is logged sparsely has lost half its way (the loss is back above where it was at half the steps).
+
+Loss, levels and gaps are nats per token. No clock, no I/O; all that changes is in `state_dict()`.
+"""
+
+import math
+
+from monitor.judge.base import band_sd
+from monitor.judge.control import Control
+from monitor.judge.fast import Fast
+from monitor.judge.line import Expected
+from monitor.judge.slow import Slow
+from monitor.verdict import Alert, Cause, Sample, Source, State, Verdict
+
+
+class Judge(Fast, Slow):
+    """Feed samples in step order; each gives the verdict after it. See `monitor.judge` for the whole interface."""
+
+    def announce(self, step: int, what: str) -> None:
+        """A planned change (learning rate, data) takes effect at `step`: the level is learnt anew from there."""
+        self._quiet_from = float(step)
+        self.evidence.announced(step, what)
+
+    def restarted(self, step: int, attempt: int) -> None:
+        """Attempt `attempt` goes on from `step`; steps after it come again and supersede what was seen."""
+        if attempt <= self._attempt:
+            return
+        self._attempt = float(attempt)
+        if self._samples == 0:
+            return
+        self.evidence.resumed(step)
+        self._rewound = 1.0
+        if step < self._step:
+            self._step = float(step)
+            self._tokens = -1.0
+            level = self.past.at(step)
+            self.past.forget(step)
+            if self._off:
+                self._settle()
+            if level is not None:
+                self.raw.restart(level)
+        self.main.clear()
+        self._waiting = 0.0
+        self._resume_n, self._resume_sum, self._resume_level = 1.0, 0.0, self.raw.base
+
+    def observe_control(self, sample: Sample) -> None:
+        """The control run's sample on the same data order, before ours of the same step."""
+        if self.control is None:
+            self.control = Control(self.settings.memory)
+        control = self.control
+        if not math.isfinite(sample.loss):
+            return
+        z = control.own.score(sample.loss)
+        if control.own.count > 30:
+            control.own_cusum.add(z, control.own.weight, float(sample.step))
+        quiet = control.own_cusum.quiet()
+        if not control.own_cusum.over(self.settings.warn, self.settings.warn_quick):
+            control.own.learn(sample.loss, quiet)
+        else:
+            control.own_cusum.hold(self.settings.warn, self.settings.warn_quick)
+        control.offer(float(sample.step), sample.tokens, sample.loss)
+
+    def observe(self, sample: Sample) -> Verdict:
+        """The verdict after this sample. A step at or before the last one changes nothing, unless it is non-finite."""
+        if sample.attempt != self._attempt:
+            if sample.attempt < self._attempt:
+                return self._say([], [])
+            self.restarted(sample.step - 1, sample.attempt)
+        x, step = sample.loss, sample.step
+        opened: list[Alert] = []
+        closed: list[Alert] = []
+        if not math.isfinite(x):
+            return self._non_finite(sample, opened)
+        if step <= self._step:
+            return self._say([], [])
+        if self._samples == 0:
+            self._first_step = float(step)
+        self._samples += 1
+        self._step, self._loss = float(step), x
+        self._tokens = -1.0 if sample.tokens is None else sample.tokens
+        if sample.time is not None:
+            self._time = sample.time
+            if not self._first_time:
+                self._first_time, self._time_step = sample.time, float(step)
+        self.evidence.learn(sample)
+        if self._rewound:
+            self._rewound = 0.0
+            self._close("LossOffLine", step, closed)
+            self._close("LossDiverged", step, closed)
+        if 0 <= self._quiet_from <= step and not self._off:
+            self._quiet_from = -1.0
+            self._start_over()
+        if "LossNonFinite" in self._open:
+            self._finite_run += 1
+            if self._finite_run >= self.settings.recover:
+                self._close("LossNonFinite", step, closed)
+        expected = self.line.at(step, sample.tokens) if self.line else None
+        self._beside(sample, opened, closed)
+        self._fast(sample, expected, opened, closed)
+        if self._resume_n:
+            self._continuity(sample, opened, closed)
+        if not self._off:
+            self._slow(sample, expected, opened, closed)
+        self.past.learn(step, self.raw.base, x)
+        return self._say(opened, closed, expected)
+
+    def _non_finite(self, sample: Sample, opened: list[Alert]) -> Verdict:
+        """Called at the same step, whatever else is going on; the value enters no level and no spread."""
+        self._finite_run = 0.0
+        self._step, self._loss = max(self._step, float(sample.step)), sample.loss
+        self.evidence.learn(sample)
+        if "LossNonFinite" not in self._open:
+            expected = self.line.at(sample.step, sample.tokens) if self.line else None
+            usual = expected.p50 if expected else (self.raw.base if self.raw.count else None)
+            self._call("LossNonFinite", "critical", sample.step, sample.step, sample.loss, usual, opened)
+        return self._say(opened, [])
+
+    def _beside(self, sample: Sample, opened: list[Alert], closed: list[Alert]) -> None:
+        """What is not the loss: one rank apart, throughput, a gradient norm that left first."""
+        for name, severity, on, off, value, usual in self.evidence.alerts(sample):
+            if on and name not in self._open:
+                self._call(name, severity, sample.step, sample.step, value, usual, opened)
+            elif off and name in self._open:
+                self._close(name, sample.step, closed)
+
+    def _say(self, opened: list[Alert], closed: list[Alert], expected: Expected | None = None) -> Verdict:
+        x, step = self._loss, int(self._step)
+        if expected is None and self.line is not None:
+            expected = self.line.at(step, self._tokens if self._tokens >= 0 else None)
+        state: State = "healthy" if self.raw.count > self.settings.warm_up else "warming_up"
+        since: int | None = None
+        causes: tuple[Cause, ...] = ()
+        if self._open:
+            held = self._worst()
+            if held is not None:
+                state, since = held[0], held[1].since_step
+                causes = self.causes()
+        if state == "healthy" and opened and opened[-1].alert == "LossSpike":
+            state = "spike"
+        finite = math.isfinite(x)
+        if not finite and self._samples + len(self._open) > 0:
+            state = "non_finite"
+        source: Source
+        sd = self.raw.calm_sd
+        if expected is not None:
+            centre, lower, upper = expected.p50, expected.p05, expected.p95
+            source = "control" if self._paired else "prediction"
+        elif self.raw.count:
+            centre, lower, upper = self.raw.base, self.raw.base - 3.0 * sd, self.raw.base + 3.0 * sd
+            source = "control" if self._paired else "own_past"
+        else:
+            centre = lower = upper = None
+            source = "none"
+        gap = x - centre if centre is not None and finite else None
+        sigma = gap / sd if gap is not None and sd > 0 else None
+        return Verdict(
+            step,
+            state,
+            source,
+            x,
+            centre,
+            lower,
+            upper,
+            gap,
+            sigma,
+            since,
+            causes,
+            tuple(opened),
+            tuple(closed),
+        )
+
+    def outlook(self) -> dict[str, float]:
+        """What advice needs to know, as plain numbers (nats per token, share of the run)."""
+        step = max(self._step, 0.0)
+        expected = self.line.at(step, self._tokens if self._tokens >= 0 else None) if self.line else None
+        share = self._share(step) or 0.0
+        answer = {"step": step, "share": share, "gap_samples": self.drift.count, "loss": self._loss}
+        answer |= {"gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
+        if share > 0 and self._time > self._first_time > 0 and step > self._time_step:
+            left = max(0.0, step / share - step)
+            answer["hours_left"] = left * (self._time - self._first_time) / (step - self._time_step) / 3600.0
+        if expected is None or not self.drift.count:
+            return answer
+        # between the newest sample and the smoothed gap, by how noisy one sample is against the band
+        spread, drift = band_sd(expected), self.drift
+        one = self.gap.calm_sd if self.gap.count >= 3 else 1.0
+        share_new = 1.0 / (1.0 + one * one)
+        newest = (self._loss - expected.p50) / spread if math.isfinite(self._loss) else drift.recent
+        gap = drift.recent + share_new * (max(-50.0, min(50.0, newest)) - drift.recent)
+        noise = 0.0 if share_new > 0.5 else drift.recent_sd(one)  # a band of such samples holds their noise
+        return answer | {"gap": gap * spread, "band_sd": spread, "gap_sd": noise * spread}

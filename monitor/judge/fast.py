@@ -1,0 +1,232 @@
+"""Departures within tens of samples, and what becomes of them: a spike that passes, or a divergence that pages.
+
+The smaller of two residuals (from the run's own recent level; from the level of its gap to the prediction) feeds a
+pair of CUSUMs, so that a rise the prediction expects, or a bend it does not, is no alarm; a control on the same data
+order vetoes what it saw too, and has a quick CUSUM of its own. Nats per token; sigmas are the series' own.
+"""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+from monitor.judge.base import TWIN_FROM, TWIN_TO, Held, band_sd
+from monitor.judge.control import USEFUL
+from monitor.judge.drift import Drift
+from monitor.judge.line import Expected
+from monitor.verdict import Alert, Sample
+
+YOUNG_SLACK = 3.0
+"""Sigmas over the root of the sample count: how far a level learnt from so few may itself be off."""
+GROSS = 5.0
+"""A sample so many times further out than any healthy one so far (5 sigmas at least) is called by itself."""
+TAIL_KEPT = 1.0 - 1.0 / 20_000
+
+
+class Fast(Held):
+    """The fast tests, on top of what is held."""
+
+    def _fast(
+        self, sample: Sample, expected: Expected | None, opened: list[Alert], closed: list[Alert]
+    ) -> None:
+        """Departure within tens of samples: CUSUMs of the run's own residuals, and of what a control leaves."""
+        raw, limits, x, step = self.raw, self.settings, sample.loss, float(sample.step)
+        z, weight = raw.score(x), raw.weight
+        if expected is not None:
+            g = (x - expected.p50) / band_sd(expected)
+            if self.gap.count > 30:
+                z_gap = self.gap.score(g)
+                if z_gap < z:
+                    z = z_gap
+                if self.gap.weight < weight:
+                    weight = self.gap.weight
+        else:
+            g = None
+        z_control = self._with_control(sample, step)
+        if z_control is not None and z_control < z and not self._off:
+            z = z_control  # the control saw the same: bad data, not our doing
+        ready = raw.count >= limits.warm_up
+        if ready:
+            self.main.add(z - YOUNG_SLACK / math.sqrt(raw.count), weight, step)
+            if self.evidence.warming_again() and not self._off:
+                self.main.a = 0.0  # a rise that the schedule explains; only a jump is news
+                if z < 4.0:
+                    self.main.b = 0.0
+        if self._off:
+            if self._by_control:
+                if not (ready and self.main.over(limits.warn, limits.warn_quick)):
+                    self._while_off_control(sample, z_control, closed)
+                    return
+                self._by_control = 0.0  # plain to see without the control by now: judge it as such
+                self._evidence, self._peak, self._recent = self.main.a, z, z
+            self._while_off(sample, z, weight, opened, closed)
+            return
+        gross = raw.count > 30 and z > GROSS * max(self._tail, GROSS)
+        if z > self._tail and not gross:
+            self._tail = min(z, 1e3)
+        else:
+            self._tail *= TAIL_KEPT
+        thrown_back = ready and self._thrown_back(x, step)
+        lost = gross or thrown_back
+        quiet = self.main.quiet()
+        if not lost:
+            raw.learn(x, quiet)
+            if g is not None:
+                self.gap.learn(g, quiet)
+        self._waiting = 0.0 if quiet else self._waiting + 1
+        height = 1.0 + 50.0 / raw.count
+        by_main = ready and self.main.over(limits.warn * height, limits.warn_quick * height)
+        control = self.control
+        by_control = (
+            z_control is not None
+            and control is not None
+            and control.cusum.b > limits.warn_control * (1.0 + 30.0 / control.rest.count)
+        )
+        if by_main or by_control or lost:
+            self._leave(
+                sample, z if by_main or lost or z_control is None else z_control, by_main or lost, opened
+            )
+            if lost:
+                self.main.a = max(self.main.a, 0.5 * limits.warn)  # so much to take back before it is over
+                if thrown_back:
+                    self._diverge(sample, opened)
+        elif self._waiting > min(
+            4 * limits.memory, 10 + raw.count / 3
+        ):  # a level learnt from few may be off itself
+            raw.promote()
+            self.gap.promote()
+            self.main.clear()
+            self._waiting = 0.0
+
+    def _leave(self, sample: Sample, z: float, by_main: bool, opened: list[Alert]) -> None:
+        """Off its line: freeze what it is judged by, and start to count."""
+        self._off, self._by_control = 1.0, 0.0 if by_main else 1.0
+        cusum = self.main if by_main or self.control is None else self.control.cusum
+        since = cusum.since if cusum.a > self.settings.warn else cusum.b_since
+        self._off_since, self._off_count = since, self._waiting if by_main else 1.0
+        self._evidence, self._peak, self._recent, self._peak_loss = cusum.a, z, z, sample.loss
+        usual = self._expected_now()
+        self._call("LossOffLine", "warning", sample.step, int(since), sample.loss, usual, opened)
+
+    def _while_off(
+        self, sample: Sample, z: float, weight: float, opened: list[Alert], closed: list[Alert]
+    ) -> None:
+        """It comes back (a spike), or it stays (a divergence, which pages)."""
+        limits, step = self.settings, sample.step
+        self.main.hold(limits.warn, limits.warn_quick)
+        self._off_count += 1
+        self._evidence += weight * (max(-2.0, min(1.4, z)) - 0.45)
+        self._peak = max(self._peak, z)
+        self._recent += 0.2 * (z - self._recent)
+        self._peak_loss = max(self._peak_loss, sample.loss)
+        if self.main.quiet():
+            diverged = "LossDiverged" in self._open
+            held = self._open.get("LossOffLine")
+            self._close("LossDiverged", step, closed)
+            self._close("LossOffLine", step, closed)
+            if held is not None and not diverged:
+                spike = replace(held, alert="LossSpike", severity="info", step=step, resolved_step=step)
+                opened.append(replace(spike, value=self._peak_loss))
+            self._settle()
+            return
+        if "LossDiverged" in self._open or "LossOffLine" not in self._open:
+            return
+        long = (
+            self._off_count >= limits.page_samples
+            and self._evidence >= limits.page
+            and self._evidence >= limits.page_excess * self._off_count
+        )
+        staying = self._recent >= 0.5 * min(self._peak, 12.0) - 1.0
+        if (long and staying) or (min(z, self._recent) > 6.0 and self._lost_half(sample.loss, float(step))):
+            self._diverge(sample, opened)
+        elif self._off_count >= 2 * limits.memory and self._evidence < limits.page_excess * self._off_count:
+            # neither back nor gone: a small lasting change, which from here on is its level
+            self._close("LossOffLine", step, closed)
+            self._settle()
+            self.raw.restart()
+            self.gap.restart()
+
+    def _while_off_control(self, sample: Sample, z: float | None, closed: list[Alert]) -> None:
+        """Only the control shows it: a warning until it passes, the control ends, or it is the new difference.
+
+        What lasts is the slow tests' to hold; it never pages by itself, since a control may be what moved.
+        """
+        control = self.control
+        self._off_count += 1
+        if z is not None and control is not None:
+            control.cusum.hold(self.settings.warn, self.settings.warn_control)
+            if not control.cusum.b <= 0.0 and self._off_count < self.settings.memory:
+                return
+            if self._off_count >= self.settings.memory:
+                control.rest.restart()
+        self._close("LossOffLine", sample.step, closed)
+        self._settle()
+
+    def _diverge(self, sample: Sample, opened: list[Alert]) -> None:
+        since = int(self._off_since)
+        self._call("LossDiverged", "critical", sample.step, since, sample.loss, self._expected_now(), opened)
+
+    def _thrown_back(self, x: float, step: float) -> bool:
+        """One sparse sample that undoes half the run, far outside every change of the last eight samples."""
+        held = self.past.latest
+        if len(held) < 8 or x <= max(held) or not self._lost_half(x, step):
+            return False
+        largest = max(abs(b - a) for a, b in pairwise(held))
+        half_way = self.past.at(self._first_step + 0.5 * (self.past.last_step - self._first_step))
+        undone = 0.0 if half_way is None else half_way - self.raw.base
+        return x - max(held) > 2.0 * largest and undone > 2.0 * largest
+
+    def _lost_half(self, x: float, step: float) -> bool:
+        """Off for a twentieth of the run, and back above the loss it had at half its steps."""
+        last_good = self._off_since if self._off else self.past.last_step
+        run = step - self._first_step
+        if run <= 0 or step - last_good < 0.05 * run:
+            return False
+        then = self.past.at(self._first_step + 0.5 * (last_good - self._first_step))
+        return then is not None and x > then
+
+    def _settle(self) -> None:
+        """Back on the line: go on from the level before it left."""
+        self._off = self._by_control = self._waiting = 0.0
+        self.raw.discard()
+        self.gap.discard()
+        self.main.clear()
+        if self.control is not None:
+            self.control.cusum.clear()
+            self.control.rest.discard()
+
+    def _start_over(self) -> None:
+        """An announced change: learn level and offset anew."""
+        for track in (self.raw, self.gap):
+            track.restart()
+        self.main.clear()
+        self.drift = Drift()
+        self.twin = Drift()
+        if self.control is not None:
+            self.control.rest.restart()
+            self.control.cusum.clear()
+        self._waiting = 0.0
+        self._lead = 1.0  # the offset is learnt from here, whatever share of the run is done
+
+    def _with_control(self, sample: Sample, step: float) -> float | None:
+        """Residual of what the control leaves, in its own sigmas; None where there is no use of a control."""
+        control = self.control
+        if control is None:
+            return None
+        c = control.matched(step, sample.tokens)
+        if c is None or control.own_cusum.over(self.settings.warn, self.settings.warn_quick):
+            self._paired = 0.0
+            return None
+        y = control.residual(sample.loss, c)
+        rest = control.rest
+        z = rest.score(y)
+        useful = rest.count > 200 and rest.calm_sd < USEFUL * self.raw.calm_sd
+        if useful:
+            control.cusum.add(z, rest.weight, step)
+        if not self._off:
+            rest.learn(y, control.cusum.b <= 0.0)
+            control.learn(sample.loss, c)
+            share = self._share(step)
+            if useful and share is not None and share > TWIN_FROM and 0.8 < control.beta() < 1.25:
+                self.twin.learn(sample.loss - c, rest.calm_sd, rest.weight, step, share <= TWIN_TO)
+        self._paired = 1.0 if useful else 0.0
+        return z if useful else None

@@ -1,0 +1,110 @@
+"""The live judge over a recorded run: the same code that the service runs, fed from a file.
+
+`Watch` is what both use: the judge with its advice. `replay` gives the contract of `losscast replay --json`:
+samples, alerts (`step` where called, `since_step` the onset, an escalation is a new entry), final loss, advice.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monitor.advice import advise
+from monitor.judge import Judge, Settings
+from monitor.points import Curve, read_curves
+from monitor.verdict import Advice, Alert, Sample
+
+
+class Watch(Judge):
+    """A judge that also advises: what the service keeps, one per active run."""
+
+    def advice(self) -> Advice:
+        """What to do now, with its evidence."""
+        return advise(self.outlook(), self.open_alerts(), self.prediction, self.target_loss, self.causes())
+
+
+def samples_of(curve: Curve) -> Iterator[Sample]:
+    """The curve's rows as the samples a run would have sent, in step order."""
+    tokens, lr, norm = curve.tokens, curve.lr, curve.grad_norm
+
+    def at(column: Any, i: int) -> float | None:
+        return None if column is None or column[i] != column[i] else float(column[i])
+
+    for i, (step, loss) in enumerate(zip(curve.step.tolist(), curve.loss.tolist(), strict=True)):
+        yield Sample(step, loss, tokens=at(tokens, i), lr=at(lr, i), grad_norm=at(norm, i))
+
+
+def read_samples(path: str | Path) -> dict[str, list[Sample]]:
+    """Every run's samples in a curves file, by run. Raises WrongInput with file:line:col."""
+    return {curve.run: list(samples_of(curve)) for curve in read_curves(path).runs}
+
+
+def merged(runs: Iterable[Sequence[Sample]]) -> list[Sample]:
+    """Several control runs as one: the mean loss at the steps they all have, which halves a lone control's own noise."""
+    held = [{s.step: s for s in run if math.isfinite(s.loss)} for run in runs]
+    if not held:
+        return []
+    shared = sorted(set(held[0]).intersection(*held[1:]))
+    return [replace(held[0][step], loss=sum(run[step].loss for run in held) / len(held)) for step in shared]
+
+
+def replay(
+    samples: Iterable[Sample],
+    settings: Settings | None = None,
+    prediction: Mapping[str, Any] | None = None,
+    control: Iterable[Sample] | None = None,
+    target_loss: float | None = None,
+) -> dict[str, Any]:
+    """Every alert and the advice of one run, as plain data (non-finite numbers as they are: use `schema.spell`).
+
+    Samples are put into step order first, as a service does within the window it holds. Advice is given at each
+    twentieth of the samples, whenever an alert changes, and at the end.
+    """
+    rows = sorted(samples, key=lambda s: (s.attempt, s.step))
+    held = list(control) if control is not None else []
+    watch = Watch(settings, prediction, target_loss, total_steps=held[-1].step if held else None)
+    alerts: list[Alert] = []
+    advice: list[Advice] = []
+    waiting = 0
+    every = max(1, len(rows) // 20)
+    for count, sample in enumerate(rows, 1):
+        while waiting < len(held) and held[waiting].step <= sample.step:
+            watch.observe_control(held[waiting])
+            waiting += 1
+        verdict = watch.observe(sample)
+        if verdict.closed:
+            ended = {a.alert: a.resolved_step for a in verdict.closed}
+            alerts = [
+                replace(a, resolved_step=ended[a.alert])
+                if a.resolved_step is None and a.alert in ended
+                else a
+                for a in alerts
+            ]
+        alerts.extend(verdict.opened)
+        if verdict.opened or verdict.closed or count % every == 0 or count == len(rows):
+            advice.append(watch.advice())
+    last = advice[-1] if advice else None
+    return {
+        "samples": len(rows),
+        "alerts": [
+            {
+                "alert": a.alert, "severity": a.severity, "step": a.step, "since_step": a.since_step,
+                "resolved_step": a.resolved_step, "value": a.value, "expected": a.expected,
+            }
+            for a in alerts
+        ],
+        "final_loss": last.final_loss if last else None,
+        "advice": [
+            {
+                "step": a.step, "action": a.action, "p_miss": a.p_miss, "evidence": list(a.evidence),
+                "final_loss": a.final_loss,
+            }
+            for a in advice
+        ],
+    }  # fmt: skip
+
+
+def off_prediction(answer: Mapping[str, Any]) -> bool:
+    """True when an alert that means 'off its line' (warning or critical) is still open at the end."""
+    return any(a["resolved_step"] is None and a["severity"] != "info" for a in answer["alerts"])

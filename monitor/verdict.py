@@ -1,0 +1,99 @@
+"""What the judge takes in and what it says: plain frozen records, shared by judge, replay, store, exporter and page.
+
+loss, expected, gap    nats per token
+step                   optimizer updates (count)
+time                   seconds since the epoch, the sender's clock
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "critical"]
+State = Literal[
+    "warming_up", "healthy", "off_line", "diverged", "above", "below", "non_finite", "spike", "stalled"
+]
+Source = Literal["control", "prediction", "own_past", "none"]
+Action = Literal["continue", "stop", "roll_back", "lower_lr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One optimizer step as it was reported. `loss` may be NaN or infinite: that is an answer, not an accident."""
+
+    step: int
+    loss: float
+    tokens: float | None = None
+    time: float | None = None
+    val_loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    attempt: int = 1
+    spread: float | None = None
+    """Largest difference of one rank's loss from the mean over ranks, nats per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A likely cause and the evidence in the samples that supports it."""
+
+    name: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert as it was called. An escalation is a new entry with the same `alert` and `since_step`."""
+
+    alert: str
+    """A name from OPERATIONS: LossNonFinite, LossOffLine, LossDiverged, LossAbovePrediction, ..."""
+    severity: Severity
+    step: int
+    """The sample at which it was called."""
+    since_step: int
+    """The estimated onset, at most `step`."""
+    value: float
+    expected: float | None
+    resolved_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the judge holds of a run after one sample."""
+
+    step: int
+    state: State
+    source: Source
+    """Where the expectation came from, best available first."""
+    observed: float
+    expected: float | None
+    lower: float | None
+    upper: float | None
+    gap_nats: float | None
+    gap_sigma: float | None
+    since_step: int | None = None
+    causes: tuple[Cause, ...] = ()
+    opened: tuple[Alert, ...] = ()
+    """Alerts called at this sample."""
+    closed: tuple[Alert, ...] = ()
+    """Alerts resolved at this sample, with `resolved_step` set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do about a run, as a probability with its evidence. Never a bare verdict."""
+
+    step: int
+    action: Action
+    p_miss: float | None
+    """Probability that the final loss misses the target; None without a target."""
+    final_loss: dict[str, float] | None
+    """Quantiles p05, p50, p95 of the final loss."""
+    evidence: tuple[str, ...] = field(default=())
+    hours_left: float | None = None
+    money_left: float | None = None
+
+
+def as_dict(record: Sample | Alert | Cause | Verdict | Advice) -> dict[str, Any]:
+    """The record as plain data for JSON; the caller spells non-finite numbers (`schema.spell`)."""
+    return asdict(record)

@@ -1,0 +1,112 @@
+"""`losscast replay`: its contract, its exit statuses, and the recorded runs it must get right."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from monitor.replay import read_samples, replay
+
+DATA = os.environ.get("LOSSCAST_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="LOSSCAST_DATA is not set: no recorded curves here")
+
+
+def write(path: Path, losses: list[object], run: str = "a") -> str:
+    lines = ["run,step,loss", *(f"{run},{step},{loss}" for step, loss in enumerate(losses))]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def falling(steps: int) -> list[object]:
+    return [2.0 + 6.0 * (t + 10) ** -0.3 + 0.03 * ((t * 7919) % 13 - 6) / 6 for t in range(steps)]
+
+
+def test_a_run_on_its_line_exits_0_with_the_whole_contract(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", write(tmp_path / "c.csv", falling(400)), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["samples"] == 400 and answer["alerts"] == [] and answer["final_loss"] is None
+    assert {"step", "action", "p_miss", "evidence"} <= set(answer["advice"][0])
+
+
+def test_a_run_that_ends_off_its_line_exits_3_with_the_alert_and_its_onset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = falling(400)
+    losses[300:] = [6.0] * 100
+    assert main(["replay", write(tmp_path / "c.csv", losses), "--json"]) == 3
+    alerts = json.loads(capsys.readouterr().out)["alerts"]
+    assert [(a["alert"], a["severity"]) for a in alerts] == [
+        ("LossOffLine", "warning"),
+        ("LossDiverged", "critical"),
+    ]
+    assert set(alerts[0]) == {
+        "alert", "severity", "step", "since_step", "resolved_step", "value", "expected",
+    }  # fmt: skip
+    assert all(295 <= a["since_step"] <= a["step"] for a in alerts)
+
+
+@pytest.mark.parametrize("bad", ["", "nan", "inf", "-inf"])
+def test_an_empty_or_non_finite_loss_in_a_file_is_judged_and_printed_as_json_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    losses = falling(60)
+    losses[40] = bad
+    main(["replay", write(tmp_path / "c.csv", losses), "--json"])
+    first = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["alerts"][0]
+    assert (first["alert"], first["step"]) == ("LossNonFinite", 40)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "says"),
+    [
+        ("--prediction", None, "No such file"),
+        ("--prediction", "{", "not JSON"),
+        ("--prediction", "[]", "holds no prediction"),
+        ("--prediction", '{"curve": {"step": [1, 2], "p50": [3]}}', "equally long lists"),
+        ("--control", "step\n1\n", "loss"),
+    ],
+)
+def test_a_file_that_cannot_be_used_exits_2_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, text: str | None, says: str
+) -> None:
+    other = tmp_path / "other"
+    if text is not None:
+        other.write_text(text)
+    assert main(["replay", write(tmp_path / "c.csv", falling(20)), flag, str(other)]) == 2
+    said = capsys.readouterr().err
+    assert str(other) in said and says in said
+
+
+def test_several_runs_in_a_file_are_judged_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = falling(100), falling(100)
+    bad[60] = "nan"
+    rows = [f"{run},{t},{x}" for run, curve in (("good", good), ("bad", bad)) for t, x in enumerate(curve)]
+    path = tmp_path / "c.csv"
+    path.write_text("run,step,loss\n" + "\n".join(rows) + "\n")
+    main(["replay", str(path), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["samples"] == 200 and [a["run"] for a in answer["alerts"]] == ["bad"]
+    assert main(["replay", str(path), "--run", "good"]) == 0
+    assert main(["replay", str(path), "--run", "neither"]) == 2
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name", ["perstep_seeds", "schedules_25m_100m", "olmo_ladder_to_1b", "collapse_c5m_schedules"]
+)
+def test_real_healthy_runs_are_left_alone(name: str) -> None:
+    runs = read_samples(Path(str(DATA)) / "curves" / f"{name}.csv")
+    chosen = list(runs.values())[:: max(1, len(runs) // 8)]
+    assert [a for samples in chosen for a in replay(samples)["alerts"]] == []
+
+
+@needs_data
+def test_the_real_blow_up_is_paged_two_log_points_after_its_minimum() -> None:
+    runs = read_samples(Path(str(DATA)) / "curves" / "blowups_350m.csv")
+    samples = next(s for name, s in runs.items() if name.startswith("blowup-4-alibi-fp32"))
+    pages = [a["step"] for a in replay(samples)["alerts"] if a["severity"] == "critical"]
+    assert pages and pages[0] <= min(samples, key=lambda s: s.loss).step + 400
