@@ -1,0 +1,110 @@
+"""How many durable samples a second the monitor takes, with its load generator beside it.
+
+    python bench/monitor_ingest.py [SECONDS] [SAMPLES_A_REQUEST] [SENDERS]
+
+Each sender is a process with one kept connection: it sends a batch, waits for the 200 that means "on disk", and sends the
+next. Printed: acknowledged samples a second, the latency of a request, the service's memory, and how far the judge is.
+"""
+
+import http.client
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.monitor.live import Service
+
+
+def send(
+    port: int,
+    token: str,
+    run: str,
+    size: int,
+    until: float,
+    out: "multiprocessing.Queue[tuple[int, list[float]]]",
+) -> None:
+    """One sender; the bodies are made of a template, so that it costs less than what it measures."""
+    head = b'{"event":"sample","run":"%s","attempt":1,"seq":' % run.encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    seq, took = 0, []
+    headers = {"Authorization": f"Bearer {token}"}
+    while time.time() < until:
+        body = b"".join(
+            b'%s%d,"step":%d,"time":1763800001.25,"loss":2.345678,"tokens":%d,"lr":0.0006,"grad_norm":0.81}\n'
+            % (head, s, s + 1, s * 524288)
+            for s in range(seq, seq + size)
+        )
+        began = time.perf_counter()
+        connection.request("POST", "/v1/events", body, headers)
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status == 429:
+            time.sleep(0.05)
+            continue
+        assert answer.status == 200, answer.status
+        took.append(time.perf_counter() - began)
+        seq += size
+    out.put((seq, took))
+
+
+def main() -> None:
+    """Run it and print one JSON line."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    size = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
+    senders = int(sys.argv[3]) if len(sys.argv) > 3 else 4
+    with tempfile.TemporaryDirectory() as folder, Service(Path(folder) / "store") as service:
+        out: multiprocessing.Queue[tuple[int, list[float]]] = multiprocessing.Queue()
+        until = time.time() + seconds
+        processes = [
+            multiprocessing.Process(
+                target=send, args=(service.port, service.token, f"run-{i}", size, until, out)
+            )
+            for i in range(senders)
+        ]
+        began = time.time()
+        for p in processes:
+            p.start()
+        results = [out.get() for _ in processes]
+        wall = time.time() - began
+        for p in processes:
+            p.join()
+        total = sum(n for n, _ in results)
+        took = sorted(t for _, list_ in results for t in list_)
+        assert service.process is not None
+        cpu = Path(f"/proc/{service.process.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        cpu_s = (int(cpu[11]) + int(cpu[12])) / os.sysconf("SC_CLK_TCK")
+        status = Path(f"/proc/{service.process.popen.pid}/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        ended = time.time()
+        lag = 0.0
+        while True:  # until the judge has seen everything
+            rows = service.get(f"/v1/runs/run-0/samples?from={results[0][0] - 2 * size}&max=10")["samples"]
+            if (rows and rows[-1]["expected"] is not None) or lag > 120:
+                break
+            time.sleep(0.2)
+            lag = time.time() - ended
+        print(
+            json.dumps(
+                {
+                    "durable_samples_per_s": round(total / wall),
+                    "request_p50_ms": round(1e3 * took[len(took) // 2], 1),
+                    "request_p99_ms": round(1e3 * took[int(len(took) * 0.99)], 1),
+                    "samples_a_request": size,
+                    "senders": senders,
+                    "seconds": round(wall, 1),
+                    "service_cpu_us_a_sample": round(1e6 * cpu_s / total, 1),
+                    "load_average": os.getloadavg()[0],
+                    "rss_peak_mib": round(peak / 1024),
+                    "judge_behind_s": round(lag, 1),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

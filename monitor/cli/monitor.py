@@ -1,0 +1,207 @@
+"""`losscast monitor serve | token`: the service, and who may talk to it."""
+
+import argparse
+import sys
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add `monitor` to the command."""
+    top = commands.add_parser(
+        "monitor", help="the service that watches runs", description="The monitor service."
+    )
+    parts = top.add_subparsers(dest="part", metavar="PART", required=True)
+
+    p = parts.add_parser("serve", help="run the service")
+    p.add_argument("--listen", default="127.0.0.1:8700", metavar="HOST:PORT", help="default %(default)s")
+    p.add_argument("--store", required=True, metavar="DIR", help="where everything is kept")
+    p.add_argument("--tls-cert", metavar="FILE", help="PEM certificate chain")
+    p.add_argument("--tls-key", metavar="FILE", help="PEM key; without it, in the certificate's file")
+    p.add_argument(
+        "--behind-proxy",
+        action="store_true",
+        help="listen without TLS off loopback, since a proxy does the TLS",
+    )
+    p.add_argument("--teams", default="", metavar="A,B", help="teams that alerts are routed by")
+    p.add_argument(
+        "--keep-days", type=float, default=0.0, metavar="N",
+        help="remove a run N days after it ended or was last heard of (default: never)",
+    )  # fmt: skip
+    p.set_defaults(func=serve)
+
+    p = parts.add_parser("backup", help="copy the store, beside a live service")
+    p.add_argument("target", metavar="FILE")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=backup)
+    p = parts.add_parser("restore", help="put a backup where there is no store yet")
+    p.add_argument("source", metavar="FILE")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=restore)
+    p = parts.add_parser(
+        "repair", help="check a stopped store; where it is damaged, write a new one from what is whole"
+    )
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=repair)
+    p = parts.add_parser("export", help="a run's samples as CSV or Parquet, beside a live service")
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.add_argument("-o", "--output", metavar="FILE", help=".csv or .parquet; without it, CSV on stdout")
+    p.set_defaults(func=export)
+
+    token = parts.add_parser("token", help="make, list and revoke tokens; works beside a live service")
+    kinds = token.add_subparsers(dest="kind", metavar="DO", required=True)
+    p = kinds.add_parser("create", help="print a new token, once")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.add_argument(
+        "--scope", default="ingest,read", help="of read, ingest, ingest:RUN, operate (default %(default)s)"
+    )
+    p.add_argument("--name", default="", help="for people")
+    p.add_argument(
+        "--max-runs", type=int, default=10_000, metavar="N", help="runs it may register (default %(default)s)"
+    )
+    p.set_defaults(func=create)
+    p = kinds.add_parser("list", help="every token, without its secret")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(func=show)
+    p = kinds.add_parser("revoke", help="forget a token at once")
+    p.add_argument("id", metavar="ID_OR_NAME")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=revoke)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    from monitor.errors import WrongInput
+    from monitor.service import folder_of
+    from monitor.serving import serve as run
+
+    if not args.keep_days >= 0:
+        raise WrongInput(f"--keep-days {args.keep_days}: must not be below 0")
+    return run(
+        folder_of(args.store),
+        args.listen,
+        cert=args.tls_cert,
+        key=args.tls_key,
+        behind_proxy=args.behind_proxy,
+        keep_days=args.keep_days,
+        teams=frozenset(t.strip() for t in args.teams.split(",") if t.strip()),
+    )
+
+
+def _tokens(args: argparse.Namespace) -> Any:
+    from pathlib import Path
+
+    from monitor.tokens import Tokens
+
+    return Tokens(Path(args.store).expanduser())
+
+
+def create(args: argparse.Namespace) -> int:
+    """Print a new token, once."""
+    from monitor.errors import WrongInput
+    from monitor.tokens import parse_scopes
+
+    if args.max_runs < 1:
+        raise WrongInput(f"--max-runs {args.max_runs}: must be at least 1")
+    secret = _tokens(args).create(parse_scopes(args.scope), args.name, args.max_runs)
+    print("losscast: shown once, kept nowhere", file=sys.stderr)
+    print(secret)
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print every token without its secret."""
+    import json
+    from datetime import UTC, datetime
+
+    found = _tokens(args).list()
+    if args.json:
+        print(
+            json.dumps(
+                [
+                    {
+                        "id": t.id,
+                        "name": t.name,
+                        "scopes": t.scopes,
+                        "created": t.created,
+                        "max_runs": t.max_runs,
+                    }
+                    for t in found
+                ]
+            )
+        )
+        return 0
+    for t in found:
+        made = datetime.fromtimestamp(t.created, UTC).strftime("%Y-%m-%d %H:%M")
+        print(f"{t.id}  {made}  {','.join(t.scopes):24}  {t.name}")
+    return 0
+
+
+def revoke(args: argparse.Namespace) -> int:
+    """Forget tokens by id or name."""
+    from monitor.errors import WrongInput
+
+    gone = _tokens(args).revoke(args.id)
+    if not gone:
+        raise WrongInput(f"{args.id}: no token has this id or name; `losscast monitor token list` shows them")
+    print(f"{gone} revoked", file=sys.stderr)
+    return 0
+
+
+def backup(args: argparse.Namespace) -> int:
+    """Copy the store to a file."""
+    from pathlib import Path
+
+    from monitor.keeping import backup as run
+
+    size = run(Path(args.store).expanduser(), Path(args.target))
+    print(f"{args.target}: {size} bytes", file=sys.stderr)
+    return 0
+
+
+def restore(args: argparse.Namespace) -> int:
+    """Put a backup in place."""
+    from pathlib import Path
+
+    from monitor.keeping import restore as run
+
+    run(Path(args.source), Path(args.store).expanduser())
+    print(f"{args.store}: restored; tokens are not part of a backup", file=sys.stderr)
+    return 0
+
+
+def repair(args: argparse.Namespace) -> int:
+    """Check, and repair where need be. Exit status 1 when something is lost."""
+    from pathlib import Path
+
+    from monitor.keeping import repair as run
+
+    said = run(Path(args.store).expanduser())
+    for line in said:
+        print(line)
+    print(
+        "a new store was written; the damaged one is kept beside it" if said else "nothing is wrong",
+        file=sys.stderr,
+    )
+    return 1 if said else 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a run's samples."""
+    from pathlib import Path
+
+    from monitor.errors import WrongInput
+    from monitor.keeping import export as run
+
+    target = Path(args.output) if args.output else None
+    if target is not None and target.suffix not in (".csv", ".parquet"):
+        raise WrongInput(f"{target}: give a name that ends in .csv or .parquet")
+    store = Path(args.store).expanduser()
+    if target is None or target.suffix == ".parquet":
+        count = run(store, args.run, target, sys.stdout)
+    else:
+        with target.open("w", newline="") as out:
+            count = run(store, args.run, target, out)
+    print(f"{count} samples", file=sys.stderr)
+    return 0

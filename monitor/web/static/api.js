@@ -1,0 +1,76 @@
+// The service, as the page asks it. A 401 anywhere means: sign in.
+
+export class SignedOut extends Error {}
+
+const spelled = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
+
+/** The number behind a JSON number, one of the wire's spellings, or null. */
+export function number(v) {
+  return v === null || v === undefined ? null : typeof v === "string" ? (spelled[v] ?? null) : v;
+}
+
+async function ask(path, options) {
+  const answer = await fetch(path, { credentials: "same-origin", headers: { Accept: "application/json" }, ...options });
+  if (answer.status === 401) throw new SignedOut();
+  if (!answer.ok) throw new Error(`${answer.status} from ${path.split("?")[0]}: ${(await answer.text()).slice(0, 300)}`);
+  return answer.status === 204 ? null : answer.json();
+}
+
+export const runs = async () => (await ask("/v1/runs")).runs;
+export const run = (name) => ask(`/v1/runs/${encodeURIComponent(name)}`);
+
+/**
+ * Samples of a run as columns; `from` and `to` are steps. Non-finite losses are numbers again. Where samples are
+ * thinned, `mean` is the mean loss of the bucket a sample stands for, if the service says it.
+ */
+export async function samples(name, { from, to, max, attempt } = {}) {
+  const query = new URLSearchParams();
+  for (const [key, v] of Object.entries({ from, to, max, attempt })) {
+    if (v !== null && v !== undefined && Number.isFinite(v)) query.set(key, String(Math.round(v)));
+  }
+  const answer = await ask(`/v1/runs/${encodeURIComponent(name)}/samples?${query}`);
+  return { thinned: Boolean(answer.thinned), columns: columns(answer.samples) };
+}
+
+const FIELDS = ["step", "loss", "tokens", "time", "attempt", "val_loss", "lr", "grad_norm", "tokens_per_s", "expected", "lower", "upper", "gap_sigma", "mean"];
+
+export function columns(list) {
+  const out = Object.fromEntries(FIELDS.map((f) => [f, new Array(list.length)]));
+  list.forEach((s, i) => { for (const f of FIELDS) out[f][i] = number(s[f]); });
+  return out;
+}
+
+/** Append columns whose steps come after what is there. */
+export function extend(have, more) {
+  const last = have.step.at(-1) ?? -Infinity;
+  const start = more.step.findIndex((step) => step > last);
+  if (start < 0) return have;
+  return Object.fromEntries(FIELDS.map((f) => [f, have[f].concat(more[f].slice(start))]));
+}
+
+export async function signIn(token) {
+  const answer = await fetch("/session", {
+    method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ token }),
+  });
+  if (answer.status === 401 || answer.status === 403) return false;
+  if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
+  return true;
+}
+
+export const signOut = () => fetch("/session", { method: "DELETE", credentials: "same-origin" });
+
+/** Run summaries as they change. `hear(summary)`, `state("live" | "waiting")`. Returns a function that ends it. */
+export function listen(hear, state) {
+  const source = new EventSource("/v1/stream");
+  source.onopen = () => state("live");
+  source.onerror = () => state("waiting");
+  const take = (event) => {
+    try {
+      const said = JSON.parse(event.data);
+      for (const summary of Array.isArray(said.runs) ? said.runs : [said]) if (summary.run) hear(summary);
+    } catch { /* a line that is no summary is passed over */ }
+  };
+  source.onmessage = take;
+  for (const name of ["run", "runs", "summary"]) source.addEventListener(name, take);
+  return () => source.close();
+}

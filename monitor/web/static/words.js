@@ -1,0 +1,56 @@
+// What the judge and the service say, in a person's words and with a colour's name.
+import { el } from "./dom.js";
+import * as format from "./format.js";
+
+export const STATES = {
+  warming_up: ["warming up", ""],
+  healthy: ["on its line", "good"],
+  off_line: ["off its line", "warn"],
+  diverged: ["diverged", "bad"],
+  above: ["above its line", "warn"],
+  below: ["below its line", "warn"],
+  non_finite: ["not a number", "bad"],
+  spike: ["spike", "predicted"],
+  stalled: ["stalled", "bad"],
+  jump_after_resume: ["jumped at a resume", "warn"],
+};
+export const SEVERITIES = { critical: "bad", warning: "warn", info: "predicted" };
+export const ACTIONS = { continue: "continue", stop: "stop", roll_back: "roll back", lower_lr: "lower the learning rate" };
+
+const worst = (alerts) => ["critical", "warning", "info"].find((s) => (alerts ?? []).some((a) => a.severity === s && (a.resolved_step ?? null) === null));
+
+/** The one badge of a run: what is wrong, or else that it ended, waits, or is on its line. */
+export function badge(run) {
+  const [word, tone] = STATES[run.state] ?? [String(run.state ?? "unknown").replaceAll("_", " "), ""];
+  if (run.state === "healthy" && run.source === "own_past" && run.phase === "running") return el("span", { class: "badge good" }, "steady");
+  const wrong = tone === "bad" || tone === "warn" || run.state === "spike";
+  if (!wrong && run.phase === "ended") return el("span", { class: "badge" }, "ended");
+  if (!wrong && run.phase === "waiting") return el("span", { class: "badge" }, "waiting");
+  return el("span", { class: `badge ${SEVERITIES[worst(run.alerts)] === "bad" ? "bad" : tone}` }, word);
+}
+
+/** How urgent a run is, for sorting: pages first, then warnings, then what is running, then the rest. */
+export function urgency(run) {
+  const severity = worst(run.alerts);
+  const tone = (STATES[run.state] ?? [])[1];
+  if (run.phase === "ended") return 4;
+  if (severity === "critical" || tone === "bad") return 0;
+  if (severity === "warning" || tone === "warn") return 1;
+  return run.phase === "running" ? 2 : 3;
+}
+
+/** How far a run has come, 0 to 1, or null. */
+export function progress(run) {
+  return run.total_tokens > 0 && run.tokens !== null ? Math.min(1, run.tokens / run.total_tokens) : null;
+}
+
+export function interval(q) {
+  return q ? `${format.loss(q.p05)} to ${format.loss(q.p95)}` : "";
+}
+
+/** The advice in one line. */
+export function advice(a) {
+  if (!a) return "";
+  const miss = a.p_miss === null || a.p_miss === undefined ? "" : `, ${format.percent(a.p_miss)} likely to miss`;
+  return `${ACTIONS[a.action] ?? a.action}${miss}`;
+}

@@ -1,0 +1,177 @@
+"""The terminal view fits its terminal, tells the truth first, and sends it no commands."""
+
+import argparse
+import contextlib
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.cli.watch import register, watch
+from monitor.errors import Failed, WrongInput
+from monitor.web.braille import fit, plot, width_of
+from monitor.web.terminal import run_frame, runs_frame
+from tests.monitor import page_stub
+
+RUNS = page_stub.made_up()
+COLOR = re.compile(r"\x1b\[\d+m")
+
+
+def details(runs: dict[str, dict[str, Any]] = RUNS) -> list[dict[str, Any]]:
+    return [held["detail"] for held in runs.values()]
+
+
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (132, 50), (60, 12)])
+def test_every_frame_fits_its_terminal(width: int, height: int, color: bool) -> None:
+    frames = [runs_frame(details(), width=width, height=height, color=color)]
+    frames += [
+        run_frame(held["detail"], held["samples"], width=width, height=height, color=color)
+        for held in RUNS.values()
+    ]
+    for lines in frames:
+        assert len(lines) <= height
+        assert all(width_of(COLOR.sub("", line)) <= width for line in lines)
+
+
+def test_what_needs_a_person_comes_first() -> None:
+    lines = runs_frame(details())
+    rows = [line for line in lines if any(name in line for name in RUNS)]
+    assert {rows[0].split()[0], rows[1].split()[0]} == {"!"}
+    assert "resumed" in rows[2] and "ended" in rows[-1]
+    assert any("not a number" in row and "NaN" in row for row in rows[:2])
+
+
+def test_a_run_shows_its_loss_its_band_and_its_alerts() -> None:
+    held = RUNS["gpt-71k-lr-x30"]
+    text = "\n".join(run_frame(held["detail"], held["samples"]))
+    assert "3.7273" in text and "ends at 2.1180 (2.0600 to 2.1900)" in text
+    assert "LossDiverged" in text and "step 1,509, since 1,501" in text
+    assert any(0x2800 < ord(c) < 0x2900 for c in text) and "\N{MIDDLE DOT}" in text
+
+
+def test_a_loss_that_is_no_number_is_a_cross() -> None:
+    held = RUNS["gpt-71k-nan"]
+    lines = run_frame(held["detail"], held["samples"])
+    axis = next(i for i, line in enumerate(lines) if line.lstrip().startswith("step 0"))
+    assert "x" in lines[axis - 1]
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=60)
+def test_no_name_commands_the_terminal(name: str) -> None:
+    hostile = f"\x1b]0;owned\x07\x9b2J{name}\r\n"
+    alert = {
+        "alert": hostile,
+        "severity": "critical",
+        "step": 3,
+        "since_step": 2,
+        "value": 1.0,
+        "expected": None,
+    }
+    run = {
+        "run": hostile, "team": hostile, "state": hostile, "phase": hostile, "step": 3, "loss": hostile,
+        "advice": {"action": hostile, "p_miss": 0.5, "evidence": [hostile]}, "alerts": [alert], "attempt": 1,
+    }  # fmt: skip
+    for line in [
+        *runs_frame([run]),
+        *run_frame(run, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": hostile}]),
+    ]:
+        assert not any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in line)
+        assert width_of(line) <= 80
+
+
+@given(st.text(), st.integers(0, 40))
+def test_fit_is_exact(text: str, width: int) -> None:
+    assert width_of(fit(text, width)) == width
+
+
+@given(st.lists(st.floats() | st.none() | st.sampled_from(["NaN", "Infinity"]), max_size=40))
+@settings(max_examples=60)
+def test_any_losses_can_be_drawn(losses: list[Any]) -> None:
+    samples = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    lines = plot(None, samples, width=60, height=12, color=False)
+    assert len(lines) <= 12 and all(width_of(line) <= 60 for line in lines)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(page_stub.app(RUNS), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(5)
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    return watch(parser.parse_args(["watch", *words]))
+
+
+def test_once_prints_a_frame_and_its_status_says_what_stands(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOSSCAST_TOKEN", page_stub.TOKEN)
+    assert run("--url", url, "--once") == 0
+    assert "gpt-71k-target" in capsys.readouterr().out
+    assert run("gpt-71k-target", "--url", url, "--once") == 0
+    assert run("gpt-71k-lr-x30", "--url", url, "--once") == 3
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_live_view_leaves_the_terminal_as_it_found_it(url: str) -> None:
+    ours, theirs = pty.openpty()
+    command = "import sys; from launcher.cli import main; sys.exit(main())"
+    environment = {**os.environ, "LOSSCAST_TOKEN": page_stub.TOKEN, "LOSSCAST_URL": url, "TERM": "xterm"}
+    with subprocess.Popen(
+        [sys.executable, "-c", command, "watch", "gpt-71k-target", "--every", "0.2"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        seen = b""
+        while b"on its line" not in seen and process.poll() is None:
+            seen += os.read(ours, 65536)
+        os.write(ours, b"q")
+        with contextlib.suppress(OSError):  # the other end closes when the process ends
+            while chunk := os.read(ours, 65536):
+                seen += chunk
+        assert process.wait(10) == 0
+    os.close(ours)
+    assert seen.startswith(b"\x1b[?1049h\x1b[?25l") and seen.endswith(b"\x1b[?25h\x1b[?1049l")
+
+
+def test_what_is_wrong_is_said_with_what_to_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOSSCAST_TOKEN", raising=False)
+    with pytest.raises(WrongInput, match="wants a token"):
+        run("--url", url, "--once")
+    monkeypatch.setenv("LOSSCAST_TOKEN", "wrong")
+    with pytest.raises(WrongInput, match="token create"):
+        run("--url", url, "--once")
+    monkeypatch.setenv("LOSSCAST_TOKEN", page_stub.TOKEN)
+    with pytest.raises(WrongInput, match="has no runs/nothing-here"):
+        run("nothing-here", "--url", url, "--once")
+    with pytest.raises(WrongInput, match="no run's name"):
+        run("../etc", "--url", url, "--once")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(Failed, match="no monitor answers"):
+        run("--url", f"http://127.0.0.1:{port}", "--once")
+    with pytest.raises(WrongInput, match="--once"):
+        run("--url", url)
