@@ -1,0 +1,46 @@
+"""Faults put in on purpose, to see that the monitor calls them: a fire drill for a training run.
+
+    LOSSCAST_DRILL="lr*30@2400"   from step 2400 on, the learning rate is 30 times what the schedule says
+    LOSSCAST_DRILL="nan@2400"     at step 2400 the loss, and with it every gradient, becomes NaN
+
+Read from the environment by the workers, never part of a spec: a drill must not travel with a file that somebody
+else submits. Nothing is announced to the monitor, since a real fault would not be.
+"""
+
+import re
+from dataclasses import dataclass
+
+from launcher.errors import WrongInput
+
+VARIABLE = "LOSSCAST_DRILL"
+FORM = re.compile(r"(?:(nan)|lr\*(\d+(?:\.\d+)?))@(\d+)")
+
+
+@dataclass(frozen=True)
+class Drill:
+    """What goes wrong, and from which step on (optimizer updates, counted from 1)."""
+
+    step: int | None = None
+    lr_factor: float = 1.0
+    nan: bool = False
+
+    def lr(self, step: int, lr: float) -> float:
+        """The learning rate that is really used at `step`."""
+        return lr * self.lr_factor if self.step is not None and step >= self.step else lr
+
+    def poisons(self, step: int) -> bool:
+        """True at the one step whose loss becomes NaN."""
+        return self.nan and step == self.step
+
+
+def read_drill(text: str | None) -> Drill:
+    """The drill that a value of LOSSCAST_DRILL asks for; none for an empty one. Raises WrongInput."""
+    if not text:
+        return Drill()
+    match = FORM.fullmatch(text.strip())
+    if match is None:
+        raise WrongInput(
+            f"{VARIABLE}={text!r}: no drill of that form. Use lr*FACTOR@STEP or nan@STEP, as in lr*30@2400."
+        )
+    nan, factor, step = match.groups()
+    return Drill(step=int(step), lr_factor=float(factor or 1), nan=bool(nan))

@@ -1,0 +1,117 @@
+"""Where everything of one run lies on disk, so that no other file spells a path.
+
+RUN/spec.json                  the spec of the newest submission, every default written out
+RUN/prediction.json            what was predicted before the run started, and its digest
+RUN/log/<n>.json               attempts and committed checkpoints, one sequence (`launcher.runlog`)
+RUN/attempts/<k>/curve.csv     every step of attempt k, in the form that `fit` and `replay` read
+RUN/attempts/<k>/spool/        samples that the monitor has not taken yet
+RUN/attempts/<k>/checkpoints/  what DeepSpeed wrote; whole only when the log says so
+RUN/result.json                the finished run: one row of a law's points
+RUN/stop                       somebody asked the run to stop at the next step
+"""
+
+import csv
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import WrongInput
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. Making the object touches nothing."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, url: str, name: str) -> "RunFolder":
+        """The folder of run `name` under a spec's `checkpoints.url`. Raises WrongInput for what is no folder."""
+        if "://" in url:
+            raise WrongInput(
+                f"checkpoints.url: {url}: only a folder can be written so far. Give a path on a shared disk."
+            )
+        return cls(Path(url).expanduser().resolve() / name)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def prediction(self) -> Path:
+        return self.path / "prediction.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    def attempt(self, number: int) -> Path:
+        return self.path / "attempts" / str(number)
+
+    def curve(self, number: int) -> Path:
+        return self.attempt(number) / "curve.csv"
+
+    def whole_curve(self) -> list[list[str]]:
+        """Every step of the run, heading first, as one curve: where attempts overlap the newest is the truth."""
+        heading: list[str] = []
+        rows: list[list[str]] = []
+        for number in self.attempts():
+            if not self.curve(number).exists():
+                continue
+            with self.curve(number).open(newline="") as file:
+                heading, *fresh = list(csv.reader(file)) or [[]]
+            fresh = [r for r in fresh if len(r) == len(heading)]  # a killed process may have left half a line
+            if fresh:
+                at = heading.index("step")
+                rows = [r for r in rows if int(r[at]) < int(fresh[0][at])] + fresh
+        return [heading, *rows]
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts that have left anything here, oldest first."""
+        folder = self.path / "attempts"
+        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def write_whole(path: Path, document: Any) -> None:
+    """Write JSON so that a reader finds the old document or the new one, never half of one; on disk when it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("w") as file:
+        json.dump(document, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def read_json(path: Path) -> Any | None:
+    """The document at `path`, None where there is none. Raises WrongInput for one that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise WrongInput(f"{path}: damaged ({error}). Remove it if the run can do without it.") from error
+
+
+def last_step(folder: RunFolder, attempt: int) -> int:
+    """The last step that the attempt recorded, 0 where it recorded none."""
+    try:
+        with folder.curve(attempt).open("rb") as file:
+            file.seek(max(0, os.path.getsize(file.name) - 4096))
+            for line in reversed(file.read().splitlines()):
+                fields = line.split(b",")
+                if len(fields) > 2 and fields[1].isdigit():
+                    return int(fields[1])
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,182 @@
+"""A run's protocol as the trainer uses it: who holds the run, what is committed, where to go on from.
+
+The rules are those of `launcher.runlog` (the log decides who writes) and `launcher.checkpoints` (what is whole); this
+file binds them to a run's folder and to DeepSpeed's writer.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from launcher import checkpoints
+from launcher.runfolder import RunFolder
+from launcher.runlog import Holding, RunLog
+from launcher.spec import RunSpec
+from launcher.storage import FolderStore
+from launcher.worker import Assignment
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A verified checkpoint to go on from."""
+
+    step: int
+    path: Path
+
+
+def run_log(folder: RunFolder) -> RunLog:
+    """The log of the run in a folder."""
+    return RunLog(FolderStore(folder.path), folder.name)
+
+
+def refuse_held(folder: RunFolder) -> None:
+    """Raise Held, naming the holder, where somebody trains this run now."""
+    from launcher.errors import Held
+
+    standing = run_log(folder).standing()
+    if standing.alive:
+        raise Held(
+            f"{folder.name} is held by {standing.who()}. Stop it with `losscast stop`, or submit under another name."
+        )
+
+
+def newest_verified(folder: RunFolder, say: Callable[[str], None]) -> Resume | None:
+    """The newest committed checkpoint that verifies, saying why newer ones are skipped. None: start from the seed."""
+    found = checkpoints.newest_verified(FolderStore(folder.path), run_log(folder), say)
+    return None if found is None else Resume(found.step, folder.path / found.key.rstrip("/"))
+
+
+def write_checkpoint(engine: Any, folder: RunFolder, attempt: int, step: int) -> None:
+    """Have every rank write its shards under the attempt's own path; returns when all have. Not yet a checkpoint."""
+    import torch.distributed as dist
+
+    place = folder.path / checkpoints.prefix_of(attempt, step)
+    engine.save_checkpoint(str(place.parent), tag=place.name, client_state={"step": step}, save_latest=False)
+    dist.barrier()
+
+
+def commit_checkpoint(folder: RunFolder, attempt: int, step: int, spec: RunSpec) -> None:
+    """Make what was written a checkpoint, and let old ones go. Called by one rank. Raises runlog.Superseded."""
+    store, log, p = FolderStore(folder.path), run_log(folder), spec.parallel
+    entry = checkpoints.commit_checkpoint(
+        store, log, attempt=attempt, step=step, spec_digest=spec.digest,
+        topology={"world": spec.ranks, "dp": p.dp, "pp": p.pp, "tp": p.tp, "zero": p.zero},
+    )  # fmt: skip
+    checkpoints.retain(store, log, spec.checkpoints.keep, just_committed=entry)
+
+
+class Ownership:
+    """The right to write a run, for as long as the context lasts. Each restart goes on under a new attempt number."""
+
+    def __init__(self, folder: RunFolder, spec: RunSpec, submission: str, say: Callable[[str], None]) -> None:
+        self._folder, self._spec, self._submission, self._say = folder, spec, submission, say
+        self._holding: Holding | None = None
+        self._started = False
+        self.lost: str | None = None
+        """Why the run is no longer ours, once it is not."""
+
+    def __enter__(self) -> "Ownership":
+        self._holding = run_log(self._folder).take(self._submission, on_lost=self._gone, say=self._say)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._holding is not None:
+            self._holding.release()
+
+    def _gone(self, why: str) -> None:
+        """Called from the lease's thread: the ranks end at their next step, and could commit nothing anyway."""
+        self.lost = why
+        self._folder.stop.touch()
+
+    def next_attempt(self) -> int:
+        """The number to train under: the one just taken, then a new one for each restart."""
+        assert self._holding is not None
+        if self._started:
+            self._holding.next_attempt()
+        self._started = True
+        return self._holding.attempt
+
+    def tell(self, event: str, attempt: int, **fields: Any) -> None:
+        """Tell the monitor what no rank can tell any more: a restart with its cause, or a failed end."""
+        if self._spec.monitor is None:
+            return
+        import os
+
+        from launcher.reporter import Reporter
+
+        # no spool: the ranks' reporter has its own there, and what matters here is said again by the next attempt
+        reporter = Reporter(
+            self._spec.monitor.url,
+            os.environ.get(self._spec.monitor.token_env, ""),
+            self._spec.name,
+            attempt,
+            None,
+            quiet=True,
+        )
+        reporter.event(event, time=time.time(), **fields)
+        reporter.close(reason=None, timeout_s=3.0)
+
+
+def shared_assignment(spec: RunSpec) -> Assignment:
+    """The next attempt of a run that torchrun started: rank 0 takes it in the log, all ranks get the same. Joins the group."""
+    import torch.distributed as dist
+
+    from launcher.data import cache_folder
+    from launcher.engine import join
+
+    join()
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = _take(spec, str(cache_folder()))
+        except Exception as error:
+            if getattr(error, "exit_status", None) is None:
+                raise
+            told[0] = error  # every rank ends with the same words, and none waits for a rank that left
+    dist.broadcast_object_list(told, src=0)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return told[0]
+
+
+_held: list[Holding] = []
+"""What this process holds, until it ends: torchrun has no driver to hold it."""
+
+
+def _take(spec: RunSpec, cache: str) -> Assignment:
+    import sys
+
+    from launcher.runfolder import write_whole
+
+    folder = RunFolder.of(spec.checkpoints.url, spec.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+
+    def say(message: str) -> None:
+        print(f"losscast: {message}", file=sys.stderr)
+
+    holding = run_log(folder).take(
+        "torchrun", wait=False, on_lost=lambda why: (say(why), folder.stop.touch())[0]
+    )
+    _held.append(holding)
+    write_whole(folder.spec, spec.to_dict())
+    folder.stop.unlink(missing_ok=True)
+    resume = newest_verified(folder, say)
+    return Assignment(
+        spec=spec.to_dict(),
+        folder=str(folder.path),
+        attempt=holding.attempt,
+        cache=cache,
+        resume_step=resume.step if resume else 0,
+        resume_from=str(resume.path) if resume else None,
+    )
+
+
+def release_held() -> None:
+    """Let go of what `shared_assignment` took, so that the next start need not wait for the lease."""
+    while _held:
+        _held.pop().release()

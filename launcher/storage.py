@@ -1,0 +1,239 @@
+"""Where a run's log and checkpoints live: the few operations the protocol needs, and the folder that has them.
+
+A `Store` is a flat map from keys ("log/3.json") to bytes, with one primitive that decides races: `put_new`
+creates a key whole and durable or raises `Exists`. On a folder that is a hard link from a finished file (or
+O_EXCL where the file system knows no links); on Azure Blob it is If-None-Match.
+
+Holds on POSIX file systems that order a link or O_EXCL between machines (local disks, NFS since v3).
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+CHUNK_BYTES = 4 << 20
+
+
+class Exists(Exception):
+    """`put_new` found the key taken."""
+
+
+class Missing(Exception):
+    """There is no such key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A key and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """All a store must do. Keys are relative POSIX paths. I/O errors come out as OSError."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Create the key, whole and durable when it returns. Raises Exists.
+
+        After an error that leaves the outcome open (a timeout) the caller reads the key back.
+        """
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Create or replace: a reader finds the old content or the new."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Raises Missing."""
+        ...
+
+    def list(self, prefix: str) -> list[Item]:
+        """Every key that starts with `prefix`, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove; a key that is not there is fine."""
+        ...
+
+    def age_s(self, key: str) -> float | None:
+        """Seconds since the key was last written, by the store's own clock. None when there is no such key."""
+        ...
+
+    def digest(self, key: str) -> tuple[int, str]:
+        """Size in bytes and sha256 (hex) of the content, read now. Raises Missing."""
+        ...
+
+    def settle(self, prefix: str) -> None:
+        """Make durable whatever was written under `prefix` without going through the store."""
+        ...
+
+    def where(self, key: str) -> str:
+        """The place a person would look at."""
+        ...
+
+
+class FolderStore:
+    """A store in a folder, on one machine or shared between several."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def path(self, key: str) -> Path:
+        """The file behind a key. Raises ValueError for a key that leaves the folder."""
+        parts = key.split("/")
+        if (
+            key.startswith("/")
+            or any(part in ("..", ".", "") for part in parts[:-1])
+            or parts[-1] in ("..", ".")
+        ):
+            raise ValueError(f"{key!r} is no key")
+        return self.root / key
+
+    def put_new(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._scratch(path, data)
+        try:
+            os.link(scratch, path)
+        except FileExistsError:
+            raise Exists(key) from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            self._exclusive(path, data)
+        finally:
+            scratch.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._scratch(path, data)
+        try:
+            os.replace(scratch, path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self.path(key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise Missing(key) from None
+
+    def list(self, prefix: str) -> list[Item]:
+        folder = self.path(prefix) if prefix.endswith("/") or not prefix else self.path(prefix).parent
+        found: list[Item] = []
+        for base, _, names in os.walk(folder):
+            for name in names:
+                path = Path(base, name)
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not name.startswith(".new-"):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append(Item(key, path.lstat().st_size))
+        return sorted(found, key=lambda item: item.key)
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        path.unlink(missing_ok=True)
+        for parent in path.parents:  # folders that are empty now; ends at the first that is not
+            if parent == self.root:
+                return
+            try:
+                parent.rmdir()
+            except OSError:
+                return
+
+    def age_s(self, key: str) -> float | None:
+        """By the file server's clock: the time of a file written now, less the key's."""
+        try:
+            written = self.path(key).stat().st_mtime
+        except FileNotFoundError:
+            return None
+        probe = self.root / f".new-{secrets.token_hex(8)}"
+        try:
+            probe.touch()
+            return max(0.0, probe.stat().st_mtime - written)
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def digest(self, key: str) -> tuple[int, str]:
+        path, sha, size = self.path(key), hashlib.sha256(), 0
+        if path.is_symlink():
+            raise Missing(f"{key} is a link")
+        try:
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    sha.update(chunk)
+                    size += len(chunk)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise Missing(key) from None
+        return size, sha.hexdigest()
+
+    def settle(self, prefix: str) -> None:
+        """fsync every file under the prefix, and every folder from there up to the root."""
+        top = self.path(prefix.rstrip("/"))
+        for base, _, names in os.walk(top, topdown=False):
+            for name in names:
+                descriptor = os.open(os.path.join(base, name), os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            _sync_folder(Path(base))
+        for parent in top.parents:
+            _sync_folder(parent)
+            if parent == self.root:
+                return
+
+    def where(self, key: str) -> str:
+        return str(self.path(key))
+
+    def _scratch(self, path: Path, data: bytes) -> Path:
+        """The data in a file of its own in the same folder, on disk."""
+        scratch = path.parent / f".new-{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(4)}"
+        try:
+            _write(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), data)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+        return scratch
+
+    def _exclusive(self, path: Path, data: bytes) -> None:
+        """Without hard links: create it ourselves. A crash can leave part of it, which its reader must notice."""
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            raise Exists(path.name) from None
+        _write(descriptor, data)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """All of the data, on disk; closes the descriptor."""
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in a folder durable. File systems that can't sync a folder are left as they are."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,330 @@
+"""One rank of one attempt: the training loop, the same under a Ray actor and under torchrun.
+
+    torchrun --nproc-per-node 2 -m launcher.worker run.yaml
+
+Each step: a batch that is a pure function of (seed, step), forward, backward, update, and one line to the record on
+disk and to the reporter. Losses of all ranks are gathered while the gradients are computed, so that knowing
+the true mean, and which rank stands apart, costs the step next to nothing. Training never waits for the monitor.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.accounting import flops_per_token, parameter_count, total_flops
+from launcher.drill import VARIABLE, Drill, read_drill
+from launcher.errors import WrongInput
+from launcher.record import Record, StopRequest
+from launcher.runfolder import RunFolder, read_json, write_whole
+from launcher.schedule import lr_at
+from launcher.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one attempt is to do. Plain data: it travels to actors on other machines."""
+
+    spec: dict[str, Any]
+    folder: str
+    attempt: int
+    cache: str
+    """Folder for prepared corpora on this machine."""
+    resume_step: int = 0
+    resume_from: str | None = None
+    """A verified checkpoint of `resume_step`; None starts from the seed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the attempt ended."""
+
+    step: int
+    finished: bool
+    val_loss: float | None
+    """Nats per token over the whole held-out slice, at the end of a finished run."""
+    seconds: float
+    """From the first step to the last."""
+
+
+class Trainer:
+    """The state of one rank's training. Built after the process group has been joined."""
+
+    def __init__(self, spec: RunSpec, assignment: Assignment, drill: Drill) -> None:
+        import torch
+        import torch.distributed as dist
+
+        from launcher.data import tokens_for
+        from launcher.engine import build_engine
+
+        self.spec, self.assignment, self.drill = spec, assignment, drill
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if self.world != spec.ranks:
+            raise WrongInput(
+                f"parallel: dp x pp x tp is {spec.ranks} ranks and {self.world} were started. "
+                f"Start {spec.ranks}, or set parallel.dp to {self.world}."
+            )
+        if spec.data is None:
+            raise WrongInput(
+                "data: the gpt workload needs a corpus. Set data.path to a prepared folder, or to stdlib."
+            )
+        self.engine = build_engine(spec)
+        self.device = self.engine.device
+        self.corpus = tokens_for(spec.data.path, Path(assignment.cache))
+        vocab = getattr(spec.workload, "vocab", None) or 256
+        if self.corpus.vocab > vocab:
+            raise WrongInput(
+                f"workload.vocab: {vocab} is less than the corpus's {self.corpus.vocab}. Set it to that or more."
+            )
+        self.sequences = spec.batch_sequences // self.world
+        self._mine = torch.zeros(2, device=self.device)
+        self._all = torch.zeros(2 * self.world, device=self.device)
+
+    def restore(self) -> None:
+        """Load the verified checkpoint that the assignment names."""
+        path = self.assignment.resume_from
+        if path is None:
+            return
+        loaded, _ = self.engine.load_checkpoint(str(Path(path).parent), tag=Path(path).name)
+        if loaded is None:
+            raise WrongInput(
+                f"{path}: DeepSpeed found no checkpoint there, though it verified. Was it written at another world size?"
+            )
+
+    def step(self, step: int, stopping: bool) -> tuple[float, float, bool]:
+        """One optimizer update. Returns the mean loss over ranks, its largest departure on one rank, and whether
+        any rank wants to stop."""
+        import torch
+        import torch.distributed as dist
+
+        from launcher.engine import set_lr
+
+        spec = self.spec
+        set_lr(self.engine, self.drill.lr(step, lr_at(step, spec)))
+        first = (step - 1) * spec.batch_sequences + self.rank * self.sequences
+        rows = torch.from_numpy(self.corpus.batch(first, self.sequences, spec.context, spec.train.seed)).to(
+            self.device
+        )
+        total, gathered = None, None
+        parts = rows.split(spec.micro_batch)
+        for index, part in enumerate(parts):
+            loss = self.engine(part[:, :-1].contiguous(), part[:, 1:].contiguous())
+            if self.drill.poisons(step):
+                loss = loss * math.nan
+            total = loss.detach() if total is None else total + loss.detach()
+            if index == len(parts) - 1:  # travels while the last gradients are computed
+                self._mine[0], self._mine[1] = total / len(parts), float(stopping)
+                gathered = dist.all_gather_into_tensor(self._all, self._mine, async_op=True)
+            self.engine.backward(loss)
+            self.engine.step()
+        assert gathered is not None
+        gathered.wait()
+        table = self._all.view(self.world, 2).tolist()
+        losses = [row[0] for row in table]
+        mean = sum(losses) / len(losses)
+        spread = max((abs(x - mean) for x in losses), default=0.0)
+        return mean, spread, any(row[1] > 0 for row in table)
+
+    def validate(self, sequences: int) -> float:
+        """Mean loss over the first `sequences` held-out sequences, shared out over ranks. The same text every time,
+        for every layout: a ladder's runs are compared on it."""
+        import torch
+        import torch.distributed as dist
+
+        context = self.spec.context
+        have = min(sequences, (self.corpus.holdout.size - 1) // context)
+        tally = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.engine.eval()
+        with torch.no_grad():
+            for first in range(self.rank * 32, have, self.world * 32):
+                rows = torch.from_numpy(self.corpus.held_out(first, min(32, have - first), context)).to(
+                    self.device
+                )
+                loss = self.engine.module(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+                tally += torch.tensor(
+                    [float(loss) * len(rows), len(rows)], dtype=torch.float64, device=self.device
+                )
+        self.engine.train()
+        dist.all_reduce(tally)
+        return float(tally[0] / tally[1])
+
+
+def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Train one rank until the run is finished, or until any rank's `stop` says so, leaving a checkpoint behind.
+
+    The process group is described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK.
+    """
+    import torch
+
+    from launcher.engine import grad_norm, join
+    from launcher.saving import commit_checkpoint, write_checkpoint
+
+    spec = RunSpec.from_dict(assignment.spec)
+    folder = RunFolder(Path(assignment.folder))
+    drill = read_drill(os.environ.get(VARIABLE))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.manual_seed(spec.train.seed)
+    # DeepSpeed and we use the one name that every supported torch knows; newer ones warn at each call
+    warnings.filterwarnings(
+        "ignore", message=".*all_gather_into_tensor.*is deprecated", category=FutureWarning
+    )
+    join()
+    trainer = Trainer(spec, assignment, drill)
+    trainer.restore()
+    params, total = parameter_count(spec), spec.total_steps
+    asked = StopRequest(folder.stop, stop)
+    record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
+    reporter = _reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
+    if drill.step is not None and trainer.rank == 0:
+        print(f"drill: {os.environ[VARIABLE]}: a fault is put in on purpose", file=sys.stderr)
+    holdout = spec.data.holdout_tokens // spec.context if spec.data else 0
+    some = spec.eval.batches * spec.batch_sequences if spec.eval else 0
+    began = previous = time.monotonic()
+    step, finished, val = assignment.resume_step, False, None
+    saved = step
+    try:
+        if step == total:  # everything was trained and committed, and only the last word was lost
+            val, finished = trainer.validate(holdout), True
+        while step < total:
+            step += 1
+            superseded = reporter is not None and reporter.superseded
+            loss, spread, stopping = trainer.step(step, superseded or asked())
+            val = None
+            if step == total:
+                val, finished = trainer.validate(holdout), True
+            elif spec.eval and step % spec.eval.every_steps == 0:
+                val = trainer.validate(some)
+            if record is not None:
+                norm, now = grad_norm(trainer.engine), time.monotonic()
+                tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
+                record.add(step, tokens, loss, val, lr, norm)
+                if reporter is not None:
+                    extra = {} if val is None else {"val_loss": val}
+                    if norm is not None:
+                        extra["grad_norm"] = norm
+                    reporter.report(
+                        step=step, loss=loss, tokens=tokens, lr=lr, spread=spread,
+                        tokens_per_s=spec.train.batch_tokens / max(now - previous, 1e-9), **extra,
+                    )  # fmt: skip
+                previous = now
+            if step % spec.checkpoints.every_steps == 0 or finished or stopping:
+                write_checkpoint(trainer.engine, folder, assignment.attempt, step)
+                if trainer.rank == 0:
+                    commit_checkpoint(folder, assignment.attempt, step, spec)
+                    if reporter is not None:
+                        reporter.event("checkpoint", step=step)
+                saved = step
+            if stopping:
+                break
+    finally:
+        seconds = time.monotonic() - began
+        if record is not None:
+            record.close()
+        if reporter is not None:
+            reporter.close(reason="finished" if finished else "stopped" if step == saved else "failed")
+    if finished and trainer.rank == 0:
+        write_whole(folder.result, _result(spec, assignment.attempt, val, seconds, step))
+    return Outcome(step=step, finished=finished, val_loss=val, seconds=seconds)
+
+
+def _result(spec: RunSpec, attempt: int, val: float | None, seconds: float, step: int) -> dict[str, Any]:
+    """The finished run as one row of a law's points."""
+    return {
+        "run": spec.name,
+        "params": parameter_count(spec),
+        "tokens": step * spec.train.batch_tokens,
+        "flops": total_flops(spec),
+        "flops_per_token": flops_per_token(spec),
+        "loss": val,
+        "steps": step,
+        "attempt": attempt,
+        "seconds": round(seconds, 3),
+        "digest": spec.digest,
+        "ended": time.time(),
+    }
+
+
+def _reporter(spec: RunSpec, folder: RunFolder, assignment: Assignment, params: int | None) -> Any:
+    """The run's line to the monitor, opened; None where the spec names no monitor."""
+    if spec.monitor is None:
+        return None
+    from launcher.reporter import Reporter
+
+    reporter = Reporter(
+        spec.monitor.url,
+        os.environ.get(spec.monitor.token_env, ""),
+        spec.name,
+        assignment.attempt,
+        folder.path / "spool",
+    )
+    reporter.start(
+        spec_digest=spec.digest,
+        resume_step=assignment.resume_step,
+        team=spec.team,
+        target_loss=spec.policy.target_loss,
+        price_per_hour=(spec.cluster.price_per_gpu_hour or 0.0) * max(1, spec.gpus) or None,
+        params=params,
+        total_tokens=spec.total_steps * spec.train.batch_tokens,
+        total_steps=spec.total_steps,
+        batch_tokens=spec.train.batch_tokens,
+        prediction=read_json(folder.prediction),
+    )
+    return reporter
+
+
+def main(argv: list[str] | None = None) -> int:
+    """What torchrun starts: read the spec, take the run's next attempt, train."""
+    from launcher.specfile import read_spec
+
+    parser = argparse.ArgumentParser(
+        prog="torchrun -m launcher.worker", description="Train one rank of a run, without Ray."
+    )
+    parser.add_argument("spec", help="run.yaml")
+    args = parser.parse_args(argv)
+    if "RANK" not in os.environ:
+        print(
+            "losscast: no RANK in the environment. Start with: torchrun --nproc-per-node N -m launcher.worker run.yaml",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        spec = read_spec(args.spec)
+        from launcher.saving import release_held, shared_assignment
+
+        stopping: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+        try:
+            outcome = train(shared_assignment(spec), stop=lambda: bool(stopping))
+        finally:
+            release_held()
+    except Exception as error:
+        status = getattr(error, "exit_status", None)
+        if status is None:
+            raise
+        print(f"losscast: {error}", file=sys.stderr)
+        return status
+    if int(os.environ["RANK"]) == 0:
+        print(
+            json.dumps(
+                {
+                    "run": spec.name,
+                    "step": outcome.step,
+                    "finished": outcome.finished,
+                    "val_loss": outcome.val_loss,
+                }
+            )
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.accounting import parameter_count
+from launcher.errors import WrongInput
+from launcher.ladder import Rung, finished, merged, read_ladder, specs_of, write_points
+from launcher.runfolder import RunFolder, write_whole
+
+LADDER: dict[str, Any] = {
+    "name": "bytes",
+    "tokens_per_param": 60,
+    "base": {
+        "workload": {"kind": "gpt", "layers": 2, "width": 8, "heads": 1, "context": 64},
+        "data": {"path": "stdlib"},
+        "train": {"batch_tokens": 512, "lr": 0.03},
+        "parallel": {"dp": 2},
+    },
+    "rungs": [
+        {"workload": {"width": 8}},
+        {"workload": {"width": 12}},
+        {"workload": {"width": 12, "layers": 4}},
+    ],
+}
+
+
+def test_every_rung_is_a_run_of_its_own_on_the_same_data_order() -> None:
+    specs = specs_of(read_ladder(LADDER, "l"))
+    assert [s.name for s in specs] == ["bytes-w8", "bytes-w12", "bytes-w12-l4"]
+    assert {(s.train.seed, s.data and s.data.path) for s in specs} == {(0, "stdlib")}
+    assert len({s.digest for s in specs}) == 3
+
+
+def test_tokens_per_param_is_kept_to_the_nearest_batch() -> None:
+    for spec in specs_of(read_ladder(LADDER, "l")):
+        params = parameter_count(spec)
+        assert params is not None
+        assert spec.train.tokens % 512 == 0
+        assert abs(spec.train.tokens - 60 * params) <= 256
+
+
+def test_two_rungs_of_one_name_are_refused_by_name() -> None:
+    twice = {**LADDER, "rungs": [{"workload": {"width": 8}}, {"workload": {"width": 8}}]}
+    with pytest.raises(WrongInput, match="bytes-w8"):
+        specs_of(read_ladder(twice, "l"))
+
+
+def test_a_rung_that_can_not_be_says_which_it_is() -> None:
+    broken = {**LADDER, "rungs": [{"workload": {"width": 8}}, {"workload": {"heads": 5}}]}
+    with pytest.raises(WrongInput, match=r"(?s)rungs\[1\].*heads"):
+        specs_of(read_ladder(broken, "l"))
+
+
+@pytest.mark.parametrize("change", [{"rungs": []}, {"at_once": 0}, {"nmae": "x"}, {"name": "Not A Name"}])
+def test_a_ladder_file_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(WrongInput, match=r"ladder\.yaml"):
+        read_ladder({**LADDER, **change}, "ladder.yaml")
+
+
+def test_merging_leaves_the_base_as_it_was() -> None:
+    before = copy.deepcopy(LADDER["base"])
+    merged(LADDER["base"], {"train": {"lr": 1.0}})
+    assert LADDER["base"] == before
+
+
+def test_points_and_curves_of_the_finished_rungs_alone(tmp_path: Path) -> None:
+    specs = specs_of(read_ladder(merged(LADDER, {"base": {"checkpoints": {"url": str(tmp_path)}}}), "l"))
+    rungs = []
+    for spec, state in zip(specs, ("finished", "failed", "finished"), strict=True):
+        folder = RunFolder.of(str(tmp_path), spec.name)
+        folder.attempt(1).mkdir(parents=True)
+        folder.curve(1).write_text(f"run,step,loss\n{spec.name},1,2.5\n")
+        row = {
+            "run": spec.name,
+            "params": 10,
+            "tokens": 20,
+            "loss": 2.5,
+            "flops": 1200.0,
+            "attempt": 1,
+            "digest": spec.digest,
+        }
+        if state == "finished":
+            write_whole(folder.result, row)
+        assert finished(folder, spec) == (state == "finished")
+        rungs.append(Rung(spec, folder, state))
+    points, curves = tmp_path / "points.csv", tmp_path / "curves.csv"
+    assert write_points(rungs, points, curves) == 2
+    assert [line.split(",")[0] for line in points.read_text().splitlines()] == [
+        "run",
+        "bytes-w8",
+        "bytes-w12-l4",
+    ]
+    assert curves.read_text().splitlines() == ["run,step,loss", "bytes-w8,1,2.5", "bytes-w12-l4,1,2.5"]
+
+
+def test_a_finished_run_of_another_spec_is_not_this_rung(tmp_path: Path) -> None:
+    spec = specs_of(read_ladder(LADDER, "l"))[0]
+    folder = RunFolder(tmp_path / spec.name)
+    write_whole(folder.result, {"digest": "sha256:another"})
+    assert not finished(folder, spec)

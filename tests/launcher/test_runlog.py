@@ -1,0 +1,276 @@
+"""The run's log and lease: one writer, whoever stops, races or crashes."""
+
+import json
+import multiprocessing
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import Held
+from launcher.runlog import Damaged, RunLog, Superseded
+from launcher.storage import Exists, FolderStore, Item, Missing
+
+
+def log_in(folder: Path, term_s: float = 30.0) -> RunLog:
+    return RunLog(FolderStore(folder), "run-a", term_s=term_s)
+
+
+class Unsure(FolderStore):
+    """A store whose answers get lost: every `put_new` is done and then times out."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        super().put_new(key, data)
+        raise TimeoutError("no answer")
+
+
+def test_the_first_taker_gets_the_run_and_the_second_is_told_who_has_it(tmp_path: Path) -> None:
+    with log_in(tmp_path).take("job-1") as holding:
+        assert holding.attempt == 1
+        with pytest.raises(Held, match=rf"attempt 1, submission job-1, of .* \(pid {os.getpid()}\)") as error:
+            log_in(tmp_path).take("job-2")
+        assert error.value.exit_status == 75
+
+
+def test_a_released_run_can_be_taken_at_once(tmp_path: Path) -> None:
+    log_in(tmp_path).take("job-1").release()
+    assert log_in(tmp_path).take("job-2", wait=False).attempt == 2
+
+
+def test_a_rerun_of_the_same_submission_waits_and_takes_over(tmp_path: Path) -> None:
+    first = log_in(tmp_path, 0.6).take("job-1")
+    first._stop.set()  # dies without a word
+    said: list[str] = []
+    began = time.monotonic()
+    with log_in(tmp_path, 0.6).take("job-1", say=said.append) as second:
+        assert second.attempt == 2 and 0.3 < time.monotonic() - began < 3
+    assert len(said) == 1 and "waiting for attempt 1" in said[0]
+
+
+def test_a_renewed_lease_outlives_its_term(tmp_path: Path) -> None:
+    with log_in(tmp_path, 0.4).take("job-1") as holding:
+        time.sleep(0.8)
+        assert holding.valid
+        with pytest.raises(Held):
+            log_in(tmp_path, 0.4).take("job-2")
+
+
+def test_a_superseded_attempt_can_not_commit_and_nothing_is_written(tmp_path: Path) -> None:
+    lost: list[str] = []
+    first = log_in(tmp_path, 0.4).take("job-1", on_lost=lost.append)
+    first._stop.set()
+    time.sleep(0.5)
+    second = log_in(tmp_path, 0.4).take("job-2")
+    before = sorted(os.listdir(tmp_path / "log"))
+    with pytest.raises(Superseded, match="attempt 1 of run-a was superseded by attempt 2"):
+        first.commit(10, "m", "d")
+    with pytest.raises(Superseded):  # one of its ranks, with a log of its own
+        log_in(tmp_path).commit(1, 10, "m", "d")
+    assert sorted(os.listdir(tmp_path / "log")) == before
+    assert second.commit(20, "m", "d").n == 2
+    second.release()
+
+
+def test_a_holder_learns_that_it_was_superseded(tmp_path: Path) -> None:
+    lost: list[str] = []
+    first = log_in(tmp_path, 0.4).take("job-1", on_lost=lost.append)
+    log_in(tmp_path)._put(1, "attempt", 2, "other", {})  # as one who saw the lease lapse would
+    time.sleep(0.4)
+    assert lost and "superseded by attempt 2" in lost[0] and not first.valid
+
+
+def test_a_holder_that_can_not_renew_stops_itself_before_its_lease_lapses(tmp_path: Path) -> None:
+    class Away(FolderStore):
+        away = False
+
+        def put(self, key: str, data: bytes) -> None:
+            if self.away:
+                raise OSError("storage is away")
+            super().put(key, data)
+
+    store, lost = Away(tmp_path), threading.Event()
+    took = time.monotonic()
+    RunLog(store, "run-a", term_s=1.0).take("job-1", on_lost=lambda why: lost.set())
+    store.away = True
+    assert lost.wait(2) and time.monotonic() - took < 1.0
+
+
+def test_the_next_attempt_fences_off_what_the_last_one_left_behind(tmp_path: Path) -> None:
+    with log_in(tmp_path).take("job-1") as holding:
+        holding.commit(10, "m", "d")
+        assert holding.next_attempt() == 2
+        with pytest.raises(Superseded):
+            log_in(tmp_path).commit(1, 20, "m", "d")
+        holding.commit(30, "m", "d")
+        assert [e.fields["step"] for e in log_in(tmp_path).commits()] == [30, 10]
+
+
+def test_an_answer_that_got_lost_is_read_back_as_success(tmp_path: Path) -> None:
+    log = RunLog(Unsure(tmp_path), "run-a")
+    with log.take("job-1") as holding:
+        holding.commit(10, "m", "d")
+    assert [e.kind for e in log_in(tmp_path).entries()] == ["attempt", "commit"]
+
+
+def test_an_unreadable_entry_supersedes_rather_than_be_overlooked(tmp_path: Path) -> None:
+    with log_in(tmp_path, 0.4).take("job-1"):
+        (tmp_path / "log/1.json").write_bytes(b'{"n": 1, "kind": "att')
+        with pytest.raises(Superseded, match="unreadable entry"):
+            log_in(tmp_path).commit(1, 10, "m", "d")
+    time.sleep(0.5)
+    assert log_in(tmp_path, 0.4).take("job-2").attempt == 3, "the unreadable one may have been attempt 2"
+
+
+@pytest.mark.parametrize("at", [3, 40, 90, 150])
+def test_a_flipped_bit_in_an_entry_is_noticed(tmp_path: Path, at: int) -> None:
+    log_in(tmp_path).take("job-1").release()
+    path = tmp_path / "log/0.json"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert [e.kind for e in log_in(tmp_path).entries()] == ["void"]
+
+
+def test_a_hole_in_the_log_is_refused_by_name(tmp_path: Path) -> None:
+    with log_in(tmp_path).take("job-1") as holding:
+        for step in range(3):
+            holding.commit(step, "m", "d")
+    (tmp_path / "log/1.json").unlink()
+    with pytest.raises(Damaged, match=r"log/1\.json is missing and 2 later entries exist"):
+        log_in(tmp_path).entries()
+
+
+def _race(folder: str, name: str, start: float, results: "multiprocessing.Queue[str]") -> None:
+    time.sleep(max(0.0, start - time.time()))
+    try:
+        log_in(Path(folder)).take(name, wait=False)
+        results.put("won")
+    except Held:
+        results.put("held")
+    results.close()
+    results.join_thread()
+    os._exit(0)
+
+
+def test_of_many_launchers_that_race_one_wins_and_the_others_are_held(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    start = time.time() + 0.3
+    racers = [
+        context.Process(target=_race, args=(str(tmp_path), f"job-{i}", start, results)) for i in range(8)
+    ]
+    for racer in racers:
+        racer.start()
+    outcomes = [results.get(timeout=20) for _ in racers]
+    for racer in racers:
+        racer.join(10)
+    assert sorted(outcomes) == ["held"] * 7 + ["won"]
+    assert [e.kind for e in log_in(tmp_path).entries()] == ["attempt"]
+
+
+def test_put_new_creates_once_and_leaves_no_scratch(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put_new("log/0.json", b"one")
+    with pytest.raises(Exists):
+        store.put_new("log/0.json", b"two")
+    assert store.get("log/0.json") == b"one" and os.listdir(tmp_path / "log") == ["0.json"]
+
+
+@pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../x", "a//b", ".."])
+def test_a_key_never_leaves_the_folder(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError):
+        FolderStore(tmp_path).put(key, b"")
+
+
+def test_entries_are_what_a_person_can_read(tmp_path: Path) -> None:
+    with log_in(tmp_path).take("job-1") as holding:
+        holding.commit(500, "attempts/1/checkpoints/step-500.manifest.json", "ab" * 32)
+    entry = json.loads((tmp_path / "log/1.json").read_text())
+    assert entry["kind"] == "commit" and entry["step"] == 500 and entry["attempt"] == 1
+
+
+class Flaky:
+    """A store in memory whose answers time out: before the effect, or after it."""
+
+    def __init__(self, seed: int, rate: float) -> None:
+        self.rng, self.rate, self.data, self.lock = (
+            random.Random(seed),
+            rate,
+            dict[str, bytes](),
+            threading.Lock(),
+        )
+
+    def _fate(self) -> str:
+        with self.lock:
+            x = self.rng.random()
+        return "before" if x < self.rate / 2 else "after" if x < self.rate else "fine"
+
+    def put_new(self, key: str, data: bytes) -> None:
+        fate = self._fate()
+        if fate == "before":
+            raise TimeoutError
+        with self.lock:
+            if key in self.data:
+                raise Exists(key)
+            self.data[key] = data
+        if fate == "after":
+            raise TimeoutError
+
+    def put(self, key: str, data: bytes) -> None:
+        with self.lock:
+            self.data[key] = data
+
+    def get(self, key: str) -> bytes:
+        with self.lock:
+            if key not in self.data:
+                raise Missing(key)
+            return self.data[key]
+
+    def list(self, prefix: str) -> list[Item]:
+        with self.lock:
+            return [Item(k, len(v)) for k, v in sorted(self.data.items()) if k.startswith(prefix)]
+
+    def age_s(self, key: str) -> float | None:
+        return 1e9 if key in self.data else None  # everybody seems dead: takeovers all the time
+
+    def where(self, key: str) -> str:
+        return key
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_answers_lost_and_everybody_taking_over_no_superseded_attempt_ever_writes(seed: int) -> None:
+    store = Flaky(seed, rate=0.3)
+    acknowledged: list[tuple[int, int]] = []
+
+    def launcher(name: str, rng: random.Random) -> None:
+        log = RunLog(store, "run-a", term_s=0.0)  # type: ignore[arg-type]
+        for _ in range(6):
+            try:
+                attempt = log.take(name).attempt
+                for step in range(rng.randint(1, 6)):
+                    entry = log.commit(attempt, step, name, "d")
+                    acknowledged.append((entry.n, attempt))
+            except (Superseded, TimeoutError):
+                continue
+
+    threads = [
+        threading.Thread(target=launcher, args=(f"job-{i}", random.Random(seed * 10 + i))) for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    entries = RunLog(store, "run-a").entries()  # type: ignore[arg-type]
+    newest = 0
+    for entry in entries:
+        if entry.kind == "attempt":
+            assert entry.attempt == newest + 1, "every attempt has a number of its own"
+            newest = entry.attempt
+        assert entry.attempt == newest, "nobody writes after it was superseded"
+    assert len({e.nonce for e in entries}) == len(entries), "nothing is written twice"
+    kept = {(e.n, e.attempt) for e in entries if e.kind == "commit"}
+    assert set(acknowledged) <= kept and len(acknowledged) == len(set(acknowledged))
+    assert len(acknowledged) > 5
