@@ -1,0 +1,308 @@
+"""The page in a real headless Chromium, over a stand-in API with made-up runs. Skipped without chromium."""
+
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from monitor.web.report import report_html
+from tests.e2e.chromium import Tab, chromium, needs_chromium
+from tests.monitor import page_stub
+from tests.monitor.made_up_runs import loss_at, report_data
+
+HOSTILE = "<img src=x onerror=window.hit=1><script>window.hit=1</script>\"'`${window.hit=1}</script>"
+VIEWS = ("/", "/?run=gpt-71k-lr-x30", "/?run=resumed&x=tokens&xs=log", "/?run=gpt-71k-nan", "/?run=waiting-for-gpus",
+         "/?view=compare&runs=gpt-71k-target,gpt-28k-ladder", "/?view=law")  # fmt: skip
+
+pytestmark = [pytest.mark.e2e, needs_chromium]
+
+
+@contextlib.contextmanager
+def served(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The stand-in on a free port of this machine, in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(page_stub.app(runs), log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, dict[str, Any]]:
+    return page_stub.made_up(million=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def site(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
+    with served(runs) as address:
+        yield address
+
+
+@pytest.fixture
+def tab(browser: Any, site: str) -> Iterator[Tab]:
+    made = Tab(browser, site, page_stub.TOKEN)
+    yield made
+    made.context.close()
+    assert made.errors == []
+
+
+def test_without_a_token_there_is_a_sign_in_and_no_data(browser: Any, site: str) -> None:
+    tab = Tab(browser, site)
+    tab.page.wait_for_selector("#token")
+    assert "gpt-71k" not in tab.page.content()
+    tab.page.fill("#token", "wrong")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector("text=does not know this token")
+    tab.page.fill("#token", page_stub.TOKEN)
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector("table.runs")
+    cookie = tab.context.cookies()[0]
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Strict"
+    tab.page.click("#leave")
+    tab.page.wait_for_selector("#token")
+    assert "gpt-71k" not in tab.page.content()
+    tab.context.close()
+
+
+def test_the_runs_that_need_a_person_come_first(tab: Tab) -> None:
+    names = tab.page.locator("td.name a").all_inner_texts()
+    assert set(names[:2]) == {"gpt-71k-lr-x30", "gpt-71k-nan"}
+    assert names.index("resumed") < names.index("gpt-71k-target") < names.index("gpt-28k-ladder")
+    row = tab.page.locator("tr[data-run=gpt-71k-nan]").inner_text()
+    assert "NaN" in row and "not a number" in row
+
+
+def test_the_whole_view_is_in_the_address(tab: Tab) -> None:
+    page = tab.open("/?run=gpt-71k-target")
+    assert tab.inked("#loss-chart") > 5000 and tab.inked("#gap-chart") > 1000
+    page.click("button:text-is('tokens')")
+    page.locator("[aria-label='x scale'] button:text-is('log')").click()
+    page.select_option("select", "200")
+    assert "x=tokens" in page.url and "xs=log" in page.url and "smooth=200" in page.url
+    page.reload()
+    page.wait_for_selector("#loss-chart canvas")
+    for text in ("tokens", "log"):
+        assert page.locator(f"button[aria-pressed=true]:text-is('{text}')").count()
+    assert page.input_value("select") == "200"
+    page.go_back()
+    page.wait_for_selector("table.runs")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_opens_without_an_error_and_fits_a_phone(browser: Any, site: str, scheme: str) -> None:
+    tab = Tab(browser, site, page_stub.TOKEN, width=390, scheme=scheme)
+    wide = {
+        path: tab.open(path).evaluate("document.documentElement.scrollWidth - innerWidth") for path in VIEWS
+    }
+    tab.context.close()
+    assert [path for path, more in wide.items() if more > 0] == []
+    assert tab.errors == []
+
+
+def test_dragging_zooms_and_asks_for_the_steps_in_view(tab: Tab, runs: dict[str, dict[str, Any]]) -> None:
+    spike = runs["a-million"]["samples"].spike
+    page = tab.open("/?run=a-million")
+    page.wait_for_selector("text=the smoothed line follows the bucket's mean")
+    for _ in range(3):
+        box = page.locator("#loss-chart .u-over").bounding_box()
+        seen = dict(re.findall(r"(from|to)=(\d+)", page.url))
+        low, high = float(seen.get("from", 1)), float(seen.get("to", 1_000_000))
+        at = box["x"] + box["width"] * (spike - low) / (high - low)
+        page.mouse.move(at - 25, box["y"] + 80)
+        page.mouse.down()
+        page.mouse.move(at + 25, box["y"] + 90, steps=4)
+        page.mouse.up()
+        page.wait_for_timeout(400)
+    last = [url for url in tab.asked if "/samples" in url][-1]
+    low, high = (float(re.findall(rf"{name}=(\d+)", last)[0]) for name in ("from", "to"))
+    assert low <= spike <= high and high - low < 2000
+    assert "Thinned" not in page.inner_text("#main")
+    assert page.locator("#loss-chart canvas").count() == 1
+    box = page.locator("#loss-chart .u-over").bounding_box()
+    page.mouse.dblclick(box["x"] + 100, box["y"] + 100)
+    page.wait_for_timeout(300)
+    assert "from=" not in page.url
+
+
+def test_a_million_points_show_their_first_picture_within_a_second(tab: Tab) -> None:
+    tab.page.goto(f"{tab.site}/?run=a-million")
+    tab.page.wait_for_selector("#loss-chart canvas")
+    ms = tab.page.evaluate("performance.now()")
+    assert tab.inked("#loss-chart") > 5000
+    print(f"first picture of a million points after {ms:.0f} ms")
+    assert ms < 3000
+
+
+def test_a_run_moves_without_a_reload(tab: Tab, runs: dict[str, dict[str, Any]]) -> None:
+    page = tab.open("/?run=gpt-71k-target")
+    held = runs["gpt-71k-target"]
+    step = held["detail"]["step"]
+    last = held["samples"][-1]
+    for k in range(1, 31):
+        held["samples"].append(
+            {**last, "step": step + k, "tokens": 512.0 * (step + k), "loss": loss_at(step + k)}
+        )
+    held["detail"] |= {"step": step + 30, "loss": 1.2345, "state": "off_line"}
+    page.wait_for_selector(f"text={step + 30:,}", timeout=5000)
+    page.wait_for_selector(".heading >> text=off its line", timeout=5000)
+    assert "1.2345" in page.inner_text("#main")
+    assert any(f"from={step + 1}" in url for url in tab.asked)
+
+
+def test_the_keyboard_goes_everywhere(tab: Tab) -> None:
+    page = tab.page
+    page.keyboard.press("?")
+    assert page.locator("dialog[open]").count()
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("ladder")
+    page.wait_for_function("document.querySelectorAll('td.name a').length === 1")
+    assert "find=ladder" in page.url
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#loss-chart canvas")
+    page.keyboard.press("x")
+    assert "x=tokens" in page.url
+    page.keyboard.press("g")
+    page.keyboard.press("l")
+    page.wait_for_selector("#law-chart canvas")
+    page.keyboard.press("g")
+    page.keyboard.press("r")
+    page.wait_for_selector("table.runs")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.closest('tr').rowIndex") in (1, 2)
+
+
+def test_runs_are_compared_by_tokens_unless_told_otherwise(tab: Tab) -> None:
+    page = tab.open("/?view=compare")
+    page.wait_for_selector("#compare-chart canvas")
+    assert (
+        len(page.locator("fieldset input:checked").all()) == 3
+    )  # the latest, so that the first look shows something
+    assert page.locator("button[aria-pressed=true]:text-is('tokens')").count()
+    page.click("button:text-is('steps')")
+    page.locator("label:has-text('no-prediction-yet') input").check()
+    page.wait_for_function(
+        "location.search.includes('no-prediction-yet') && location.search.includes('by=steps')"
+    )
+    page.reload()
+    page.wait_for_selector("#compare-chart canvas")
+    assert page.locator("button[aria-pressed=true]:text-is('steps')").count()
+    assert tab.inked("#compare-chart") > 3000
+
+
+def test_what_is_seen_can_be_taken_away(tab: Tab, tmp_path: Path) -> None:
+    page = tab.open("/?run=gpt-71k-nan&from=1000&to=1211")
+    with page.expect_download() as got:
+        page.click("button:text-is('PNG')")
+    got.value.save_as(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with page.expect_download() as got:
+        page.click("button:text-is('CSV')")
+    got.value.save_as(tmp_path / "a.csv")
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines[0].startswith("run,step,loss") and len(lines) == 1 + 212
+    assert lines[-1].startswith("gpt-71k-nan,1211,NaN")
+
+
+def test_hostile_strings_execute_nowhere(browser: Any) -> None:
+    hostile = page_stub.made_up(HOSTILE)
+    for held in hostile.values():
+        held["detail"] |= {"state": HOSTILE, "phase": "running", "events": [HOSTILE]}
+        held["detail"]["advice"]["action"] = HOSTILE
+    hostile["bad"] = {"detail": {**hostile["resumed"]["detail"], "run": HOSTILE}, "samples": []}
+    with served(hostile) as site:
+        tab = Tab(browser, site, page_stub.TOKEN)
+        for path in (
+            *VIEWS,
+            f"/?run={HOSTILE}",
+            f"/?find={HOSTILE}&x={HOSTILE}&from=1e999",
+            "/?view=__proto__&runs=a,,--",
+        ):
+            page = tab.open(path)
+            assert page.evaluate("window.hit") is None
+            assert (
+                page.evaluate("document.querySelectorAll('main img, main script, main iframe').length") == 0
+            )
+        assert "onerror=window.hit" in tab.open("/").inner_text("table.runs")
+        tab.context.close()
+        assert [
+            error for error in tab.errors if " 404 " not in error
+        ] == []  # a run that is not there is no fault
+
+
+def test_the_report_opens_alone_and_asks_for_nothing(browser: Any, tmp_path: Path) -> None:
+    for name in ("", HOSTILE):
+        (tmp_path / "report.html").write_text(report_html(report_data(name)))
+        for width in (1400, 390):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            errors, asked = [], []
+            page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            page.on("console", lambda m, errors=errors: errors.append(m.text) if m.type == "error" else None)
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto((tmp_path / "report.html").as_uri())
+            page.wait_for_selector("#drill-1 canvas")
+            page.click("button:text-is('log')")
+            assert page.locator("canvas").count() == 4
+            assert page.evaluate("window.hit") is None
+            assert len(asked) == 1 and errors == []
+            if not name:
+                assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            page.close()
+
+
+def test_a_row_stays_under_the_hand_while_others_move(tab: Tab, runs: dict[str, dict[str, Any]]) -> None:
+    page = tab.open("/")
+    page.focus("tr[data-run=gpt-28k-ladder] a")
+    page.evaluate("window.row = document.querySelector('tr[data-run=gpt-28k-ladder]')")
+    runs["resumed"]["detail"]["step"] = 424242
+    page.wait_for_selector("text=step 424,242")
+    assert page.evaluate("window.row.isConnected && document.activeElement.closest('tr') === window.row")
+
+
+def test_numbers_read_well_at_every_size(tab: Tab) -> None:
+    said = tab.page.evaluate(
+        """async () => { const f = await import("/static/format.js");
+            return [[2.5, 12.3456, 1234567, NaN, null, "NaN", Infinity].map(f.loss), [0, 999, 1000, 999999, 1.5e9, 3e15].map((v) => f.short(v)),
+                    [0, 0.25, 7.5, 89, 90, 3600, 90061, null].map(f.duration), [0.004, 0.5, 0.999, null].map(f.percent),
+                    [1e12, 6.58e11, 3].map(f.power), [[1.234, 2], [-0.5, 1], [0, 1]].map((a) => f.signed(...a))]; }"""
+    )
+    assert said == [
+        ["2.5000", "12.346", "1.23e+6", "\N{EN DASH}", "\N{EN DASH}", "NaN", "Infinity"],
+        ["0", "999", "1k", "1M", "1.5B", "3\N{MULTIPLICATION SIGN}10¹⁵"],
+        ["0 s", "250 ms", "7.5 s", "89 s", "1 min 30 s", "1 h", "1 d 1 h", "\N{EN DASH}"],
+        ["<1%", "50%", ">99%", "\N{EN DASH}"],
+        ["10¹²", "6.58\N{MULTIPLICATION SIGN}10¹¹", "3\N{MULTIPLICATION SIGN}10⁰"],
+        ["+1.23", "\N{MINUS SIGN}0.5", "0.0"],
+    ]
+
+
+def test_the_address_parses_anything(tab: Tab) -> None:
+    same = tab.page.evaluate(
+        """async () => { const a = await import("/static/address.js");
+            const s = a.parse("?run=a-b&x=time&xs=log&smooth=50&from=3&to=9&junk=1&ys=%3Cb%3E");
+            const t = a.parse("?x=tokens&run=../..&runs=ok,NO,also-ok");
+            return JSON.stringify([a.address(s), t.runs, a.parse("?run=A").run]); }"""
+    )
+    assert json.loads(same) == ["/?x=time&xs=log&run=a-b&smooth=50&from=3&to=9", ["ok", "also-ok"], None]
