@@ -84,8 +84,10 @@ def test_the_page_needs_nothing_beside_it(demo: tuple[Path, dict]) -> None:
 def test_ctrl_c_leaves_no_process_and_no_traceback(tmp_path: Path) -> None:
     with (tmp_path / "err").open("wb") as err:
         process = subprocess.Popen(
-            [*DEMO, "--out", str(tmp_path / "out")], stdout=err, stderr=err, start_new_session=True
-        )
+            [*DEMO, "--out", str(tmp_path / "out")], stdout=err, stderr=err, start_new_session=True,
+            # a shell starts what it puts into the background with SIGINT ignored, and a child inherits that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
     deadline = time.monotonic() + 90
     family: set[int] = set()
     while time.monotonic() < deadline and process.poll() is None:  # until workers train
