@@ -17,6 +17,8 @@ from monitor.verdict import Cause, Sample, Severity
 
 NEAR = 100
 """Samples before the onset within which a change counts as a likely cause; a tenth of a short run."""
+YOUNG = 20
+"""Samples in which the learning rate may still leap to its top: the warm-up of a sparse log."""
 
 
 class Evidence:
@@ -49,7 +51,9 @@ class Evidence:
                     n["samples"],
                 )
             n["lr"] = lr
-            n["lr_top"] = max(n["lr_top"], before) if before == before else n["lr_top"]
+            # what the run has had by its schedule: reached by steps, not by a leap past all before it
+            if before == before and (n["samples"] <= YOUNG or before < 1.5 * n["lr_top"]):
+                n["lr_top"] = max(n["lr_top"], before)
             n["lr_level"] += max(0.02, 1.0 / n["samples"]) * (lr - n["lr_level"])
         norm = sample.grad_norm
         if norm is not None and norm > 0 and math.isfinite(norm):

@@ -74,6 +74,20 @@ def test_a_schedule_that_warms_up_again_is_not_an_anomaly() -> None:
     assert replay(run)["alerts"] == []
 
 
+@pytest.mark.parametrize("with_line", [False, True])
+def test_a_learning_rate_that_leaps_past_all_it_was_explains_no_rise(with_line: bool) -> None:
+    """The rise stays inside a band of 0.4 nats either way, and the rate stays high."""
+    run = [replace(s, lr=1e-2 * (1 - s.step / 700)) for s in falling(680, sd=0.13)]
+    fault = [
+        s if s.step < 340 else replace(s, lr=30 * (s.lr or 0.0), loss=s.loss + 0.3 * (s.step < 500))
+        for s in run
+    ]
+    watch = Watch(prediction=band(680, 0.4, shift=0.2) if with_line else None)
+    called = [(a.alert, a.step) for s in fault for a in watch.observe(s).opened]
+    assert called[0][0] == "LossOffLine" and 340 <= called[0][1] <= 370
+    assert names(Watch(), run) == []
+
+
 def test_a_learning_rate_fault_names_the_learning_rate() -> None:
     run, watch = [replace(s, lr=1e-3) for s in falling(1000)], Watch()
     names(watch, run)
