@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from launcher.accounting import flops_per_token, parameter_count, total_flops
 from launcher.drill import VARIABLE, Drill, read_drill
 from launcher.errors import WrongInput
+from launcher.health import Stopwatch, Stragglers
 from launcher.record import Record, StopRequest
 from launcher.runfolder import RunFolder, read_json, write_whole
 from launcher.schedule import lr_at
@@ -41,6 +42,16 @@ class Assignment:
     resume_step: int = 0
     resume_from: str | None = None
     """A verified checkpoint of `resume_step`; None starts from the seed."""
+    universal: bool = False
+    """`resume_from` was converted to DeepSpeed's universal form: another layout wrote it."""
+    skips: Sequence[Sequence[int]] = ()
+    """[step, count]: from `step` on, `count` batches of the data order are left out (after a rollback)."""
+    digest: str | None = None
+    """Of the spec that was submitted, where an elastic run trains on fewer ranks than it says."""
+
+    def batch(self, step: int) -> int:
+        """Index in the data order of the batch that `step` trains on."""
+        return step - 1 + sum(count for first, count in self.skips if step >= first)
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,11 @@ class Trainer:
                 f"workload.vocab: {vocab} is less than the corpus's {self.corpus.vocab}. Set it to that or more."
             )
         self.sequences = spec.batch_sequences // self.world
-        self._mine = torch.zeros(2, device=self.device)
-        self._all = torch.zeros(2 * self.world, device=self.device)
+        self._mine = torch.zeros(3, device=self.device)
+        self._all = torch.zeros(3 * self.world, device=self.device)
+        self._watch = Stopwatch(self.device.type == "cuda")
+        self.own_s: list[float] = []
+        """Each rank's own seconds in the newest step, see `launcher.health`."""
 
     def restore(self) -> None:
         """Load the verified checkpoint that the assignment names."""
@@ -99,17 +113,18 @@ class Trainer:
                 f"{path}: DeepSpeed found no checkpoint there, though it verified. Was it written at another world size?"
             )
 
-    def step(self, step: int, stopping: bool) -> tuple[float, float, bool]:
-        """One optimizer update. Returns the mean loss over ranks, its largest departure on one rank, and whether
-        any rank wants to stop."""
+    def step(self, step: int, wish: int) -> tuple[float, float, int]:
+        """One optimizer update. Returns the mean loss over ranks, its largest departure on one rank, and the strongest
+        wish of any rank: 0 go on, SAVE a checkpoint now, STOP after one."""
         import torch
         import torch.distributed as dist
 
         from launcher.engine import set_lr
 
         spec = self.spec
+        self._watch.start()
         set_lr(self.engine, self.drill.lr(step, lr_at(step, spec)))
-        first = (step - 1) * spec.batch_sequences + self.rank * self.sequences
+        first = self.assignment.batch(step) * spec.batch_sequences + self.rank * self.sequences
         rows = torch.from_numpy(self.corpus.batch(first, self.sequences, spec.context, spec.train.seed)).to(
             self.device
         )
@@ -117,21 +132,23 @@ class Trainer:
         parts = rows.split(spec.micro_batch)
         for index, part in enumerate(parts):
             loss = self.engine(part[:, :-1].contiguous(), part[:, 1:].contiguous())
+            self._watch.lap()
             if self.drill.poisons(step):
                 loss = loss * math.nan
             total = loss.detach() if total is None else total + loss.detach()
             if index == len(parts) - 1:  # travels while the last gradients are computed
-                self._mine[0], self._mine[1] = total / len(parts), float(stopping)
+                self._mine[0], self._mine[1], self._mine[2] = total / len(parts), wish, self._watch.seconds
                 gathered = dist.all_gather_into_tensor(self._all, self._mine, async_op=True)
             self.engine.backward(loss)
             self.engine.step()
         assert gathered is not None
         gathered.wait()
-        table = self._all.view(self.world, 2).tolist()
+        table = self._all.view(self.world, 3).tolist()
         losses = [row[0] for row in table]
+        self.own_s = [row[2] for row in table]
         mean = sum(losses) / len(losses)
         spread = max((abs(x - mean) for x in losses), default=0.0)
-        return mean, spread, any(row[1] > 0 for row in table)
+        return mean, spread, int(max(row[1] for row in table))
 
     def validate(self, sequences: int) -> float:
         """Mean loss over the first `sequences` held-out sequences, shared out over ranks. The same text every time,
@@ -157,8 +174,20 @@ class Trainer:
         return float(tally[0] / tally[1])
 
 
-def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> Outcome:
+SAVE, STOP = 1, 2
+"""What a rank may wish of all ranks at a step."""
+
+
+def train(
+    assignment: Assignment,
+    stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
+    beat: Callable[[int], None] = lambda step: None,
+) -> Outcome:
     """Train one rank until the run is finished, or until any rank's `stop` says so, leaving a checkpoint behind.
+
+    save  asked once a step: true makes all ranks commit a checkpoint at that step and go on
+    beat  told every step this rank has made, so that somebody can see that it lives
 
     The process group is described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK.
     """
@@ -182,6 +211,7 @@ def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> O
     trainer.restore()
     params, total = parameter_count(spec), spec.total_steps
     asked = StopRequest(folder.stop, stop)
+    stragglers = Stragglers()
     record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
     reporter = _reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
     if drill.step is not None and trainer.rank == 0:
@@ -197,7 +227,10 @@ def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> O
         while step < total:
             step += 1
             superseded = reporter is not None and reporter.superseded
-            loss, spread, stopping = trainer.step(step, superseded or asked())
+            wish = STOP if superseded or asked() else SAVE if save() else 0
+            loss, spread, wish = trainer.step(step, wish)
+            stopping = wish >= STOP
+            beat(step)
             val = None
             if step == total:
                 val, finished = trainer.validate(holdout), True
@@ -208,7 +241,9 @@ def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> O
                 tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
                 record.add(step, tokens, loss, val, lr, norm)
                 if reporter is not None:
-                    extra = {} if val is None else {"val_loss": val}
+                    extra: dict[str, Any] = stragglers.add(trainer.own_s)
+                    if val is not None:
+                        extra["val_loss"] = val
                     if norm is not None:
                         extra["grad_norm"] = norm
                     reporter.report(
@@ -216,7 +251,7 @@ def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> O
                         tokens_per_s=spec.train.batch_tokens / max(now - previous, 1e-9), **extra,
                     )  # fmt: skip
                 previous = now
-            if step % spec.checkpoints.every_steps == 0 or finished or stopping:
+            if step % spec.checkpoints.every_steps == 0 or finished or wish:
                 write_checkpoint(trainer.engine, folder, assignment.attempt, step)
                 if trainer.rank == 0:
                     commit_checkpoint(folder, assignment.attempt, step, spec)
@@ -232,11 +267,13 @@ def train(assignment: Assignment, stop: Callable[[], bool] = lambda: False) -> O
         if reporter is not None:
             reporter.close(reason="finished" if finished else "stopped" if step == saved else "failed")
     if finished and trainer.rank == 0:
-        write_whole(folder.result, _result(spec, assignment.attempt, val, seconds, step))
+        write_whole(folder.result, _result(spec, assignment, val, seconds, step))
     return Outcome(step=step, finished=finished, val_loss=val, seconds=seconds)
 
 
-def _result(spec: RunSpec, attempt: int, val: float | None, seconds: float, step: int) -> dict[str, Any]:
+def _result(
+    spec: RunSpec, assignment: Assignment, val: float | None, seconds: float, step: int
+) -> dict[str, Any]:
     """The finished run as one row of a law's points."""
     return {
         "run": spec.name,
@@ -246,9 +283,9 @@ def _result(spec: RunSpec, attempt: int, val: float | None, seconds: float, step
         "flops_per_token": flops_per_token(spec),
         "loss": val,
         "steps": step,
-        "attempt": attempt,
+        "attempt": assignment.attempt,
         "seconds": round(seconds, 3),
-        "digest": spec.digest,
+        "digest": assignment.digest or spec.digest,
         "ended": time.time(),
     }
 
@@ -267,7 +304,7 @@ def _reporter(spec: RunSpec, folder: RunFolder, assignment: Assignment, params: 
         folder.path / "spool",
     )
     reporter.start(
-        spec_digest=spec.digest,
+        spec_digest=assignment.digest or spec.digest,
         resume_step=assignment.resume_step,
         team=spec.team,
         target_loss=spec.policy.target_loss,
