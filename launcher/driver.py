@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launcher.data import cache_folder
 from launcher.errors import Held, WrongInput
+from launcher.output import job_output, note_failure
 from launcher.runfolder import RunFolder, last_step, read_json
 from launcher.spec import RunSpec
 from launcher.worker import Assignment
@@ -60,6 +61,9 @@ def drive(folder: RunFolder, submission: str) -> int:
             except RankFailed as error:
                 first_error = first_error or str(error)
                 reached = last_step(folder, attempt)
+                note_failure(
+                    folder, attempt, rank=error.rank, cause=error.cause, message=error.message, step=reached
+                )
                 idle_restarts = idle_restarts + 1 if reached <= best_step else 0
                 best_step = max(best_step, reached)
                 restarts += 1
@@ -96,12 +100,19 @@ def drive(folder: RunFolder, submission: str) -> int:
 
 
 def main(argv: list[str]) -> int:
+    folder, submission = RunFolder(Path(argv[0])), argv[1] if len(argv) > 1 else "by-hand"
+    with job_output(folder, submission) as end:
+        end.status = work(folder, submission)
+        return end.status
+
+
+def work(folder: RunFolder, submission: str) -> int:
+    """Join the cluster and drive the run. Returns the exit status."""
     import ray
 
-    folder = RunFolder(Path(argv[0]))
     try:
         ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
-        return drive(folder, argv[1] if len(argv) > 1 else "by hand")
+        return drive(folder, submission)
     except WrongInput as error:
         say(str(error))
         return 2

@@ -45,10 +45,12 @@ class Member:
     def train(self, assignment: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
         """Train to the end. A mistake of the spec comes back as an answer, since trying again can't help."""
         from launcher import worker
+        from launcher.output import rank_output
 
         os.environ.update(environment)
         try:
-            return {"outcome": asdict(worker.train(Assignment(**assignment)))}
+            with rank_output(assignment["folder"], assignment["attempt"], int(environment["RANK"])):
+                return {"outcome": asdict(worker.train(Assignment(**assignment)))}
         except WrongInput as error:
             return {"wrong_input": str(error)}
 

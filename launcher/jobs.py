@@ -6,6 +6,14 @@ from typing import Any
 
 from launcher.spec import RunSpec
 
+QUIET = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+"""Ray would leave lines out of a trace that it saw before, and repeat every rank's error after the driver has told the
+first."""
+
 
 def ray_job(
     spec: RunSpec, folder: str, job: str, *, python: str = "python", env: Mapping[str, str] | None = None
@@ -20,7 +28,7 @@ def ray_job(
     return {
         "entrypoint": f"{shlex.quote(python)} -m launcher.driver {shlex.quote(folder)} {job}",
         "submission_id": job,
-        "runtime_env": {"env_vars": {k: v for k, v in (env or {}).items() if v}},
+        "runtime_env": {"env_vars": {**QUIET, **{k: v for k, v in (env or {}).items() if v}}},
         "metadata": {"losscast_run": spec.name},
     }
 

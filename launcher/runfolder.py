@@ -6,6 +6,7 @@ RUN/log/<n>.json               attempts and committed checkpoints, one sequence 
 RUN/attempts/<k>/curve.csv     every step of attempt k, in the form that `fit` and `replay` read
 RUN/attempts/<k>/spool/        samples that the monitor has not taken yet
 RUN/attempts/<k>/checkpoints/  what DeepSpeed wrote; whole only when the log says so
+RUN/output, attempts/<k>/output what jobs and ranks printed, and how they ended (`launcher.output`)
 RUN/result.json                the finished run: one row of a law's points
 RUN/stop                       somebody asked the run to stop at the next step
 """
