@@ -2,7 +2,8 @@
 
     log/<n>.json   n = 0, 1, 2, ...: created, never changed. Kinds: attempt (somebody takes the run), commit (a
                    checkpoint is whole), end. Each carries a nonce and a checksum of itself.
-    lease.json     rewritten while the holder lives
+    lease/<k>.json rewritten while the holder of attempt k lives; one for each attempt, so that a renewal that was stuck
+                   on its way for an hour can't overwrite the lease of somebody newer
 
 Whoever appends has read every entry before its own and saw that the newest attempt is its own; `put_new` lets
 only one writer have a number. So a holder that was stopped for an hour, or a rank whose driver died, finds its
@@ -10,7 +11,8 @@ number taken, reads on, sees the newer attempt, and gets `Superseded`. Safety re
 
 The lease only tells others whether to wait. Its age is measured by the store's clock; an attempt younger than the lease's
 term counts as alive before it wrote one. The holder counts on its own boot-time clock, which goes on while a
-machine sleeps, and calls `on_lost` before the lease lapses when it could not renew.
+machine sleeps, and calls `on_lost` before the lease lapses when it could not renew. One thread renews and another looks at
+the clock, since a store that does not answer may keep the first one for longer than the lease holds.
 
 An entry that can't be read (a crash on a file system without links, a flipped bit) is void: it counts as an attempt of
 nobody, so that it supersedes rather than be overlooked.
@@ -32,7 +34,6 @@ from typing import Any
 from launcher.errors import Failed, Held
 from launcher.storage import Exists, Missing, Store
 
-LEASE = "lease.json"
 TERM_S = 30.0
 
 
@@ -133,11 +134,12 @@ class RunLog:
         if newest is None:
             return Standing(None, False, 0.0)
         ages = [self.store.age_s(newest.key)]
-        lease = self._lease()
+        key = lease_key(newest.attempt)
+        lease = self._lease(key)
         if lease.get("nonce") == newest.nonce and newest.kind == "attempt":
             if lease.get("released"):
-                return Standing(newest, False, self.store.age_s(LEASE) or 0.0)
-            ages.append(self.store.age_s(LEASE))
+                return Standing(newest, False, self.store.age_s(key) or 0.0)
+            ages.append(self.store.age_s(key))
         age = min((a for a in ages if a is not None), default=0.0)
         return Standing(newest, age < self.term_s, age)
 
@@ -234,9 +236,9 @@ class RunLog:
             return False
         raise Failed(f"{self.store.where(f'log/{n}.json')} was written and is not there")
 
-    def _lease(self) -> dict[str, Any]:
+    def _lease(self, key: str) -> dict[str, Any]:
         try:
-            lease = json.loads(self.store.get(LEASE))
+            lease = json.loads(self.store.get(key))
         except (Missing, ValueError):
             return {}
         return lease if isinstance(lease, dict) else {}
@@ -252,12 +254,15 @@ class Holding:
         self.lost: str | None = None
         """Why the run is no longer ours, once it is not."""
         self._on_lost, self._stop, self._lock = on_lost, threading.Event(), threading.Lock()
+        self._losing = threading.Lock()
         self._until = boot_s() + log.term_s * 0.8
         self._counter = 0
+        self._why = "the store does not answer"
         with contextlib.suppress(OSError):
             self._renew()
         self._thread = threading.Thread(target=self._keep, name="losscast-lease", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="losscast-lease-clock", daemon=True).start()
 
     @property
     def valid(self) -> bool:
@@ -317,11 +322,16 @@ class Holding:
                 self._lose(str(error))
                 return
             except OSError as error:
-                why = str(error)
-            else:
-                why = "it was not renewed in time"
-            if boot_s() >= self._until:
-                self._lose(f"the lease of attempt {self.attempt} lapses: {why}")
+                self._why = str(error)
+            if self.lost is not None:
+                return
+
+    def _watch(self) -> None:
+        """Looks at the clock and at nothing else."""
+        while not self._stop.wait(max(0.005, min(self.log.term_s / 20, self._until - boot_s()))):
+            if self.lost is None and boot_s() >= self._until:
+                self._lose(f"the lease of attempt {self.attempt} lapses: {self._why}")
+            if self.lost is not None:
                 return
 
     def _renew(self) -> None:
@@ -335,11 +345,18 @@ class Holding:
             "attempt": self.attempt, "nonce": self.nonce, "released": released, "renewals": self._counter,
             "time": time.time(), "term_s": self.log.term_s,
         }  # fmt: skip
-        self.log.store.put(LEASE, json.dumps(lease).encode())
+        self.log.store.put(lease_key(self.attempt), json.dumps(lease).encode())
 
     def _lose(self, why: str) -> None:
-        self.lost = why
+        with self._losing:
+            if self.lost is not None:
+                return
+            self.lost = why
         self._on_lost(why)
+
+
+def lease_key(attempt: int) -> str:
+    return f"lease/{attempt}.json"
 
 
 def next_number(entries: list[Entry]) -> int:

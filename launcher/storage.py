@@ -13,11 +13,21 @@ import hashlib
 import os
 import secrets
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from launcher.errors import Failed, WrongInput
+
 CHUNK_BYTES = 4 << 20
+
+Progress = Callable[[int, int], None]
+"""Told of a transfer: bytes done, bytes in all as far as known. From any thread."""
+
+
+def quiet(done: int, total: int) -> None:
+    """A `Progress` that says nothing."""
 
 
 class Exists(Exception):
@@ -74,9 +84,47 @@ class Store(Protocol):
         """Make durable whatever was written under `prefix` without going through the store."""
         ...
 
+    def upload(self, files: Mapping[str, Path], progress: Progress = quiet) -> dict[str, tuple[int, str]]:
+        """Create or replace each key from its file, many at a time. Size and sha256 of each, as it was sent."""
+        ...
+
+    def download(self, files: Mapping[str, Path], progress: Progress = quiet) -> dict[str, tuple[int, str]]:
+        """Bring each key to its file. Size and sha256 of each, as it lies on the disk. Raises Missing."""
+        ...
+
     def where(self, key: str) -> str:
         """The place a person would look at."""
         ...
+
+
+def open_store(url: str) -> Store:
+    """The store behind a folder's path or az://account/container/prefix. Raises WrongInput, or Failed without azure."""
+    if url.startswith("az://"):
+        try:
+            from infra.blob import open_blob_store
+        except ModuleNotFoundError as error:
+            raise Failed(
+                f"{url}: {error.name} is not installed here: pip install 'losscast[azure]'"
+            ) from error
+        try:
+            return open_blob_store(url)
+        except ValueError as error:
+            raise WrongInput(str(error)) from error
+    if "://" in url:
+        raise WrongInput(f"{url}: no storage is called {url.split('://')[0]}://. Use a folder, or az://...")
+    return FolderStore(Path(url).expanduser().resolve())
+
+
+def check_key(key: str) -> None:
+    """Raises ValueError for a key that leaves its store."""
+    parts = key.split("/")
+    if (
+        key.startswith("/")
+        or any(part in ("..", ".", "") for part in parts[:-1])
+        or parts[-1] in ("..", ".")
+        or "\\" in key
+    ):
+        raise ValueError(f"{key!r} is no key")
 
 
 class FolderStore:
@@ -87,13 +135,7 @@ class FolderStore:
 
     def path(self, key: str) -> Path:
         """The file behind a key. Raises ValueError for a key that leaves the folder."""
-        parts = key.split("/")
-        if (
-            key.startswith("/")
-            or any(part in ("..", ".", "") for part in parts[:-1])
-            or parts[-1] in ("..", ".")
-        ):
-            raise ValueError(f"{key!r} is no key")
+        check_key(key)
         return self.root / key
 
     def put_new(self, key: str, data: bytes) -> None:
@@ -194,6 +236,36 @@ class FolderStore:
             if parent == self.root:
                 return
 
+    def upload(self, files: Mapping[str, Path], progress: Progress = quiet) -> dict[str, tuple[int, str]]:
+        total, done, digests = sum(path.stat().st_size for path in files.values()), 0, {}
+        for key, source in files.items():
+            path = self.path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.parent / f".new-{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(4)}"
+            try:
+                digests[key] = _copy(source, scratch, lambda n, before=done: progress(before + n, total))
+                os.replace(scratch, path)
+            except OSError:
+                scratch.unlink(missing_ok=True)
+                raise
+            _sync_folder(path.parent)
+            done += digests[key][0]
+        return digests
+
+    def download(self, files: Mapping[str, Path], progress: Progress = quiet) -> dict[str, tuple[int, str]]:
+        done, digests = 0, {}
+        try:
+            total = sum(self.path(key).stat().st_size for key in files)
+            for key, target in files.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                digests[key] = _copy(
+                    self.path(key), target, lambda n, before=done: progress(before + n, total)
+                )
+                done += digests[key][0]
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise Missing(str(error.filename)) from None
+        return digests
+
     def where(self, key: str) -> str:
         return str(self.path(key))
 
@@ -225,6 +297,21 @@ def _write(descriptor: int, data: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _copy(source: Path, target: Path, told: Callable[[int], None]) -> tuple[int, str]:
+    """Copy a file, durable when it returns; its size and sha256, of the bytes that were copied."""
+    sha, size = hashlib.sha256(), 0
+    with source.open("rb", buffering=0) as read, target.open("wb", buffering=0) as written:
+        while chunk := read.read(CHUNK_BYTES):
+            view = memoryview(chunk)
+            while view:
+                view = view[written.write(view) :]
+            sha.update(chunk)
+            size += len(chunk)
+            told(size)
+        os.fsync(written.fileno())
+    return size, sha.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
