@@ -70,6 +70,8 @@ class Standing:
     """The holder renewed its lease, or took the run, less than a term ago, and did not let go."""
     age_s: float
     """Since then."""
+    released: bool = False
+    """The holder let go by itself."""
 
     @property
     def submission(self) -> str | None:
