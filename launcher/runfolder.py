@@ -9,6 +9,9 @@ RUN/attempts/<k>/checkpoints/  what DeepSpeed wrote; whole only when the log say
 RUN/output, attempts/<k>/output what jobs and ranks printed, and how they ended (`launcher.output`)
 RUN/result.json                the finished run: one row of a law's points
 RUN/stop                       somebody asked the run to stop at the next step
+
+A run whose `checkpoints.url` is az://... has its log, its checkpoints and copies of the JSON documents there, and on each
+machine a folder like this one to work in (`launcher.remote` moves things between the two).
 """
 
 import csv
@@ -26,15 +29,33 @@ class RunFolder:
     """The folder of one run. Making the object touches nothing."""
 
     path: Path
+    url: str | None = None
+    """az://... of the run where its truth lies there; `path` is then this machine's own place to work in."""
 
     @classmethod
     def of(cls, url: str, name: str) -> "RunFolder":
         """The folder of run `name` under a spec's `checkpoints.url`. Raises WrongInput for what is no folder."""
-        if "://" in url:
+        return cls.at(url.rstrip("/") + "/" + name)
+
+    @classmethod
+    def at(cls, address: str) -> "RunFolder":
+        """The folder of the run at an address: a path, or az://account/container/prefix/name."""
+        if address.startswith("az://"):
+            parts = address.removeprefix("az://").strip("/").split("/")
+            if len(parts) < 3 or any(part in ("", ".", "..") for part in parts):
+                raise WrongInput(f"{address}: no run is there. Give az://account/container/prefix/name.")
+            return cls(work_folder().joinpath(*parts), "az://" + "/".join(parts))
+        if "://" in address:
             raise WrongInput(
-                f"checkpoints.url: {url}: only a folder can be written so far. Give a path on a shared disk."
+                f"checkpoints.url: {address}: no storage is called {address.split('://')[0]}://. "
+                "Give a folder, or az://account/container/prefix."
             )
-        return cls(Path(url).expanduser().resolve() / name)
+        return cls(Path(address).expanduser().resolve())
+
+    @property
+    def address(self) -> str:
+        """What `at` makes this folder of again, on any machine that sees the same storage."""
+        return self.url or str(self.path)
 
     @property
     def name(self) -> str:
@@ -81,6 +102,14 @@ class RunFolder:
         """Numbers of the attempts that have left anything here, oldest first."""
         folder = self.path / "attempts"
         return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def work_folder() -> Path:
+    """Where this machine works on runs whose truth lies elsewhere: LOSSCAST_WORK, or the user's state folder."""
+    base = os.environ.get("LOSSCAST_WORK") or os.path.join(
+        os.environ.get("XDG_STATE_HOME") or "~/.local/state", "losscast", "work"
+    )
+    return Path(base).expanduser().resolve()
 
 
 def write_whole(path: Path, document: Any) -> None:
