@@ -37,6 +37,8 @@ class Impossible(ValueError):
 
 def impossible(spec: RunSpec) -> list[Problem]:
     """Every combination in the spec that can't run."""
+    from launcher.kuberay_checks import impossible_on_kubernetes
+
     return [
         *_shape(spec),
         *_batch(spec),
@@ -44,6 +46,7 @@ def impossible(spec: RunSpec) -> list[Problem]:
         *_schedule(spec),
         *_places(spec),
         *_policy(spec),
+        *impossible_on_kubernetes(spec),
     ]
 
 

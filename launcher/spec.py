@@ -220,6 +220,30 @@ class Cluster(Part):
     """In dollars."""
 
 
+class Toleration(Part):
+    """A taint that the workers put up with, as Kubernetes writes it."""
+
+    key: Text
+    """Of the taint, such as kubernetes.azure.com/scalesetpriority."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """Exists: whatever its value."""
+    value: Text | None = None
+    """With Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """None: every effect."""
+
+
+class Volume(Part):
+    """A PersistentVolumeClaim of the namespace, mounted into every pod."""
+
+    claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+    """The claim's name. Checkpoints need one that many nodes may write (ReadWriteMany)."""
+    path: Annotated[str, Field(pattern=r"^/[^\s:]+$")]
+    """Where pods find it."""
+    read_only: bool = False
+    """Mounted for reading only."""
+
+
 class Kubernetes(Part):
     """What a RayJob needs to know of its cluster; read with `cluster.to: kuberay` only."""
 
@@ -235,6 +259,28 @@ class Kubernetes(Part):
     """More environment for every rank. No secrets: specs are kept and shared."""
     working_dir: Text | None = None
     """Folder that travels with the job: where entrypoints are imported from and relative paths start."""
+    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"
+    """The image's Ray. 2.52.0 or newer: older ones know no token."""
+    priority: Annotated[str, Field(pattern=NAME)] | None = None
+    """Kueue's WorkloadPriorityClass with a queue, a PriorityClass without."""
+    topology: Text | None = None
+    """Node label inside one value of which all workers must lie, such as agentpool: one InfiniBand fabric."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the workers' nodes."""
+    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_tuple)] = ()
+    """More taints the workers put up with; nvidia.com/gpu is always among them."""
+    infiniband: dict[str, Annotated[Positive, Field(le=64)]] = Field(default_factory=dict)
+    """Device resources a worker takes, such as {rdma/shared_ib: 1}; empty talks over Ethernet."""
+    cpus_per_gpu: Annotated[Positive, Field(le=512)] = 8
+    """CPU cores a worker asks for, per GPU (per rank without GPUs: 1)."""
+    memory_gib_per_gpu: Annotated[Positive, Field(le=4096)] = 100
+    """Memory a worker asks for, shared memory included, per GPU (per rank without GPUs: 4)."""
+    shared_memory_gib: Annotated[Positive, Field(le=4096)] | None = None
+    """/dev/shm of a worker; default 8 per GPU, counted against its memory."""
+    volumes: Annotated[tuple[Volume, ...], BeforeValidator(_tuple)] = ()
+    """Shared disks, for paths that are not az://."""
+    token_secret: Annotated[str, Field(pattern=NAME)] = "losscast-token"
+    """Secret of the namespace whose key `token` is the monitor's bearer token."""
 
 
 class Checkpoints(Part):

@@ -72,11 +72,10 @@ def manifests(spec: Any) -> int:
         raise WrongInput(
             f"cluster.to: {spec.cluster.to}: only kuberay has manifests. Add --to kuberay, or leave out -o yaml."
         )
-    try:
-        from launcher.kuberay import manifests as rendered  # type: ignore[import-not-found]
-    except ImportError:
-        raise WrongInput("-o yaml: this version can't write RayJob manifests yet") from None
-    print(rendered(spec), end="")
+    from launcher.kuberay import as_yaml
+    from launcher.kuberay import manifests as rendered
+
+    print(as_yaml(rendered(spec)), end="")
     return 0
 
 
