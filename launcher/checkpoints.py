@@ -1,6 +1,7 @@
 """Which checkpoints are whole, and which one a run goes on from.
 
     attempts/<k>/checkpoints/step-<s>/...            the shards of every rank, as the engine wrote them
+    attempts/<k>/checkpoints/step-<s>.parts/<r>.json what rank r wrote, with size and sha256 (`launcher.upload`)
     attempts/<k>/checkpoints/step-<s>.manifest.json  every file with size and sha256, topology, versions
     log/<n>.json, kind commit                        the manifest's own sha256: from here on the checkpoint exists
 
@@ -18,11 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from launcher.errors import Failed
 from launcher.runlog import Entry, RunLog
-from launcher.storage import Exists, Missing, Store
+from launcher.storage import Exists, FolderStore, Missing, Progress, Store, quiet
 
 VERSION = 1
 THREADS = 8
@@ -70,6 +72,11 @@ def prefix_of(attempt: int, step: int) -> str:
 
 def manifest_key(attempt: int, step: int) -> str:
     return prefix_of(attempt, step).rstrip("/") + ".manifest.json"
+
+
+def parts_of(prefix: str) -> str:
+    """Where ranks that upload say what they uploaded of the checkpoint under `prefix`."""
+    return prefix.rstrip("/") + ".parts/"
 
 
 def versions() -> dict[str, str]:
@@ -153,6 +160,56 @@ def commit_checkpoint(
 
 def check(store: Store, entry: Entry, run: str) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint behind a commit entry, or everything that is wrong with it. Reads every byte, unpickles none."""
+    said, wrong = declared(store, entry, run)
+    if said is None:
+        return None, wrong
+    found = _digests(store, [said.key + name for name in said.files])
+    wrong = [
+        _not_it(store.where(said.key + name), sha)
+        for (name, about), (_, sha) in zip(said.files.items(), found, strict=True)
+        if sha != about["sha256"]
+    ]
+    return (None, wrong) if wrong else (said, [])
+
+
+def bring(
+    store: Store, entry: Entry, run: str, into: Path, progress: Progress = quiet
+) -> tuple[Checkpoint | None, list[str]]:
+    """`check`, for a store whose files a loader can't open: they are brought to `into`, under the same keys, and it is
+    what lies there that is compared with what was committed. What is there already and right is not fetched again, and
+    what the manifest does not name is removed from there, since a loader that globs would find it."""
+    said, wrong = declared(store, entry, run)
+    if said is None:
+        return None, wrong
+    place = into / said.key
+    place.mkdir(parents=True, exist_ok=True)
+    here = FolderStore(place)
+    for item in here.list(""):
+        if item.key not in said.files:
+            here.delete(item.key)
+    sizes = {item.key: item.size for item in here.list("")}
+    likely = [name for name, about in said.files.items() if sizes.get(name) == about["bytes"]]
+    right = {
+        name
+        for name, (_, sha) in zip(likely, _digests(here, likely), strict=True)
+        if sha == said.files[name]["sha256"]
+    }
+    wanted = {said.key + name: place / name for name in said.files if name not in right}
+    try:
+        brought = store.download(wanted, progress)
+    except Missing as error:
+        return None, [f"{error} is missing"]
+    wrong = [
+        _not_it(store.where(key), sha)
+        for key, (_, sha) in brought.items()
+        if sha != said.files[key.removeprefix(said.key)]["sha256"]
+    ]
+    return (None, wrong) if wrong else (said, [])
+
+
+def declared(store: Store, entry: Entry, run: str) -> tuple[Checkpoint | None, list[str]]:
+    """What a commit entry says, when its manifest is the committed one and every file is there in its size; else
+    what is wrong. No content is read yet."""
     key, said = str(entry.fields.get("manifest")), entry.fields.get("manifest_sha256")
     where = store.where(key)
     try:
@@ -174,13 +231,6 @@ def check(store: Store, entry: Entry, run: str) -> tuple[Checkpoint | None, list
             wrong.append(f"{store.where(prefix + name)} has {there[name]} bytes instead of {about['bytes']}")
     if wrong:  # no need to read gigabytes
         return None, wrong
-    for name, (_, sha) in zip(files, _digests(store, [prefix + name for name in files]), strict=True):
-        if sha != files[name]["sha256"]:
-            wrong.append(
-                f"{store.where(prefix + name)} is not what was committed (sha256 {sha[:12] or 'unreadable'}...)"
-            )
-    if wrong:
-        return None, wrong
     return Checkpoint(
         run,
         attempt,
@@ -194,12 +244,26 @@ def check(store: Store, entry: Entry, run: str) -> tuple[Checkpoint | None, list
     ), []
 
 
+def _not_it(where: str, sha: str) -> str:
+    return f"{where} is not what was committed (sha256 {sha[:12] or 'unreadable'}...)"
+
+
 def newest_verified(
-    store: Store, log: RunLog, say: Callable[[str], None] = lambda message: None
+    store: Store,
+    log: RunLog,
+    say: Callable[[str], None] = lambda message: None,
+    into: Path | None = None,
+    progress: Progress = quiet,
 ) -> Checkpoint | None:
-    """The newest committed checkpoint that verifies; None when there is none. Says what was skipped, and why."""
+    """The newest committed checkpoint that verifies; None when there is none. Says what was skipped, and why.
+
+    into  bring its files there, for a loader to open (`bring`); without it they are read where they are
+    """
     for entry in log.commits():
-        found, wrong = check(store, entry, log.run)
+        if into is None:
+            found, wrong = check(store, entry, log.run)
+        else:
+            found, wrong = bring(store, entry, log.run, into, progress)
         if found is not None:
             return found
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -240,7 +304,7 @@ def retain(
     for manifest in sorted(spare):
         store.delete(manifest)  # first, so that what is half deleted can't verify
         prefix = manifest.removesuffix(".manifest.json") + "/"
-        for item in store.list(prefix):
+        for item in [*store.list(prefix), *store.list(parts_of(prefix))]:
             store.delete(item.key)
         deleted.append(prefix)
     return deleted
@@ -256,7 +320,7 @@ def _manifest_over(key: str) -> str | None:
         or not parts[3].startswith("step-")
     ):
         return None
-    name = parts[3] if len(parts) == 4 else parts[3] + ".manifest.json"
+    name = parts[3] if len(parts) == 4 else parts[3].removesuffix(".parts") + ".manifest.json"
     return "/".join([*parts[:3], name]) if name.endswith(".manifest.json") else None
 
 

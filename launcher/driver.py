@@ -10,97 +10,257 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 from launcher.data import cache_folder
+from launcher.elastic import fewest_ranks, fitted, layout, needs_universal, to_universal
 from launcher.errors import Held, WrongInput
+from launcher.failures import RankFailed
+from launcher.goodput import Ledger
 from launcher.output import job_output, note_failure
+from launcher.restarts import LEASE_LOST, RESIZED, ROLLBACK, Failure, Restarts
+from launcher.rollback import Adviser, RollBack, Rollbacks
 from launcher.runfolder import RunFolder, last_step, read_json
 from launcher.spec import RunSpec
-from launcher.worker import Assignment
+from launcher.worker import Assignment, Outcome
 
-BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Waits before restart 1, 2, ...; the last one repeats."""
-SAME_STEP_LIMIT = 3
-"""Restarts in a row that gained no step: then the fault is in the run, and trying again only costs."""
+GROW_CHECK_S = 5.0
+"""How often a run on fewer ranks than it asked for looks for more."""
+STORAGE_WAITS_S = (1.0, 2.0, 5.0, 15.0)
+STORAGE_PATIENCE_S = float(os.environ.get("LOSSCAST_STORAGE_WAIT_S", "3600"))
+"""How long the driver waits for storage that is gone before it gives up."""
 
 
 def say(message: str) -> None:
     print(f"losscast: {message}", flush=True)
 
 
-def drive(folder: RunFolder, submission: str) -> int:
-    """Run attempts until the run is finished. Returns the exit status."""
+class LeaseGone(Exception):
+    """The run could not be held: whoever takes it next may be us."""
 
-    from launcher.group import Group, RankFailed
-    from launcher.saving import Ownership, newest_verified
 
-    spec = RunSpec.from_dict(read_json(folder.spec))
-    cpus = os.cpu_count() or 1
-    threads = 1 if not spec.cluster.gpus_per_node else max(1, cpus // max(1, spec.cluster.gpus_per_node))
-    restarts, idle_restarts, best_step, first_error = 0, 0, -1, ""
-    with Ownership(folder, spec, submission, say) as owner:
+def patiently[T](work: Callable[[], T], what: str) -> T:
+    """Do something with the run's storage, again and again while the storage is gone. Raises its error in the end."""
+    began, tries = time.monotonic(), 0
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if time.monotonic() - began > STORAGE_PATIENCE_S:
+                raise
+            if tries == 0:
+                say(f"storage fails to {what}, and is tried again: {error}")
+            time.sleep(STORAGE_WAITS_S[min(tries, len(STORAGE_WAITS_S) - 1)])
+            tries += 1
+
+
+class Driver:
+    """One driver's work on one run: attempt after attempt on one warm group."""
+
+    def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
+        from launcher.group import Group
+
+        cpus, gpus = os.cpu_count() or 1, spec.cluster.gpus_per_node
+        self.folder, self.spec = folder, spec
+        self.group = Group(spec, max(1, cpus // gpus) if gpus else 1, say)
+        self.restarts = Restarts(spec.policy)
+        self.ledger = Ledger.read(folder.path / "goodput.json", spec.cluster.price_per_gpu_hour)
+        self.rollbacks = Rollbacks.read(folder, spec)
+        self.adviser = Adviser.of(spec, say)
+        self.owner: Any = None
+        self.attempt = 0
+        self._looked = 0.0
+        self._growing = False
+
+    def run(self, owner: Any) -> int:
+        """Attempts until the run is finished, stopped or given up. Returns the exit status; raises LeaseGone."""
+        self.owner = owner
         while True:
-            attempt = owner.next_attempt()
-            resume = newest_verified(folder, say)
-            folder.stop.unlink(missing_ok=True)
-            say(
-                f"{spec.name}: attempt {attempt} on {spec.ranks} ranks, from step {resume.step if resume else 0} of {spec.total_steps}"
-            )
-            assignment = Assignment(
-                spec=spec.to_dict(),
-                folder=str(folder.path),
-                attempt=attempt,
-                cache=str(cache_folder()),
-                resume_step=resume.step if resume else 0,
-                resume_from=str(resume.path) if resume else None,
-            )
-            group = Group(spec, threads)
             try:
-                outcome = group.train(assignment)
+                outcome = self._attempt()
             except RankFailed as error:
-                first_error = first_error or str(error)
-                reached = last_step(folder, attempt)
-                note_failure(
-                    folder, attempt, rank=error.rank, cause=error.cause, message=error.message, step=reached
-                )
-                idle_restarts = idle_restarts + 1 if reached <= best_step else 0
-                best_step = max(best_step, reached)
-                restarts += 1
-                say(f"{spec.name}: attempt {attempt} failed at step {reached}: {error}")
-                owner.tell("restart", attempt, cause=error.cause, step=reached)
-                if restarts > spec.policy.max_restarts or idle_restarts >= SAME_STEP_LIMIT:
-                    why = (
-                        "no step gained"
-                        if idle_restarts >= SAME_STEP_LIMIT
-                        else "policy.max_restarts reached"
-                    )
-                    say(
-                        f"{spec.name}: given up after {restarts - 1} restarts ({why}). The first error was: {first_error}"
-                    )
-                    owner.tell("run_ended", attempt, reason="failed", error=first_error)
-                    return 1
-                time.sleep(BACKOFF_S[min(restarts - 1, len(BACKOFF_S) - 1)])
+                if (status := self._failed(error)) is not None:
+                    return status
+            except RollBack as ask:
+                self._rolled_back(ask)
             else:
                 if owner.lost is not None:
-                    raise Held(
-                        f"{spec.name}: {owner.lost}: stopped at step {outcome.step}, and nothing more was written"
-                    )
-                how = "finished" if outcome.finished else "stopped"
-                loss = (
-                    f", validation loss {outcome.val_loss:.4f} nats per token"
-                    if outcome.val_loss is not None
-                    else ""
-                )
-                say(f"{spec.name}: {how} at step {outcome.step}{loss}, {outcome.seconds:.1f} s in the loop")
-                return 0
+                    raise LeaseGone(owner.lost)
+                if outcome.finished or not self._growing:
+                    return self._over(outcome)
+                say(f"{self.spec.name}: stopped at step {outcome.step} to go on with more ranks")
+                self._count(RESIZED, outcome.step)
+            if owner.lost is not None:
+                raise LeaseGone(owner.lost)
+
+    def _attempt(self) -> Outcome:
+        """One attempt, from its place in the log to its end."""
+        from launcher.saving import newest_verified
+
+        self.attempt = patiently(self.owner.next_attempt, "take the run")
+        resume = patiently(lambda: newest_verified(self.folder, say), "read checkpoints")
+        step = resume.step if resume else 0
+        lost = self.ledger.settle(step, time.monotonic())
+        if lost:
+            say(f"{self.spec.name}: {lost} steps since the last commit are trained again")
+        waited = time.monotonic()
+        ready = self.group.assemble()
+        here = fitted(self.spec, ready)
+        self.ledger.idle(here.ranks, time.monotonic() - waited)
+        universal = resume is not None and needs_universal(resume.topology, here)
+        path = resume.path if resume else None
+        if universal and path is not None:
+            target = self.folder.attempt(self.attempt) / "universal"
+            path = to_universal(path, target, say)
+        patiently(lambda: self.folder.stop.unlink(missing_ok=True), "clear the wish to stop")
+        on = f"{here.ranks} ranks" if here is self.spec else f"{here.ranks} of {self.spec.ranks} ranks"
+        say(f"{self.spec.name}: attempt {self.attempt} on {on}, from step {step} of {self.spec.total_steps}")
+        assignment = Assignment(
+            spec=here.to_dict(),
+            folder=str(self.folder.path),
+            attempt=self.attempt,
+            cache=str(cache_folder()),
+            resume_step=step,
+            resume_from=str(path) if path else None,
+            universal=universal,
+            skips=self.rollbacks.skips,
+            digest=self.spec.digest,
+        )
+        self._growing, self._looked = False, time.monotonic()
+        self.ledger.begin(here.ranks, step, time.monotonic())
+        try:
+            return self.group.train(assignment, here.ranks, lambda seen: self._tick(seen, here))
+        finally:
+            now = time.monotonic()
+            self.ledger.saw(self.group.seen.reached, now, self.group.seen.age_s)
+            self.ledger.end(now)
+            self.group.halt()
+
+    def _tick(self, seen: Any, here: RunSpec) -> None:
+        """A few times a second while an attempt trains."""
+        now = time.monotonic()
+        self.ledger.saw(seen.reached, now, seen.age_s)
+        if self.owner.lost is not None:
+            raise LeaseGone(self.owner.lost)
+        if self.adviser is not None and (ask := self.adviser.ask(self.attempt, self.rollbacks)) is not None:
+            raise ask
+        if here.ranks < self.spec.ranks and not self._growing and now - self._looked > GROW_CHECK_S:
+            self._looked = now
+            more = self.group.could_use()
+            if fewest_ranks(self.spec) <= more and fitted(self.spec, more).ranks > here.ranks:
+                say(f"{self.spec.name}: room for {fitted(self.spec, more).ranks} ranks: a checkpoint, then all of them")
+                self._growing = True
+                self.group.stop()
+
+    def _failed(self, error: RankFailed) -> int | None:
+        """What follows from a failure: None to try again, or the exit status."""
+        name, reached = self.spec.name, max(self.group.seen.reached, last_step(self.folder, self.attempt))
+        note_failure(
+            self.folder, self.attempt, rank=error.rank, cause=error.cause, message=error.message, step=reached
+        )
+        say(f"{name}: attempt {self.attempt} failed at step {reached}: {error.cause}: {error}")
+        for line in error.trace.strip().splitlines()[-20:]:
+            print(f"    {line}", flush=True)
+        self._keep_stacks(error)
+        verdict = self.restarts.failed(Failure(error.cause, error.message, reached, error.rank))
+        self.owner.tell("restart", self.attempt, cause=error.cause, step=reached, **self.ledger.fields())
+        if verdict.give_up is not None:
+            first = f"{verdict.error.cause}: {verdict.error}" if verdict.error else str(error)
+            say(
+                f"{name}: given up: {verdict.give_up}. Failures: {self.restarts.told()}. The first error was: {first}"
+            )
+            self._close_books()
+            self.owner.tell("run_ended", self.attempt, reason="failed", error=first, **self.ledger.fields())
+            return 1
+        if verdict.wait_s:
+            say(f"{name}: tried again in {verdict.wait_s:.0f} s")
+            time.sleep(verdict.wait_s)
+        return None
+
+    def _keep_stacks(self, error: RankFailed) -> None:
+        """A hung attempt's stacks, one file a rank; those that the others wait for also in the job's own output."""
+        folder = self.folder.attempt(self.attempt) / "output"
+        for rank, dump in error.dumps.items():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"rank-{rank}.stacks.txt").write_text(dump or "its host gave no answer\n")
+            except OSError as why:
+                say(f"rank {rank}'s stacks are not kept: {why}")
+        if error.dumps:
+            say(f"stacks of every rank are in {folder}")
+            for line in error.dumps.get(error.rank if error.rank is not None else 0, "").splitlines()[:40]:
+                print(f"    {line}", flush=True)
+
+    def _rolled_back(self, ask: RollBack) -> None:
+        """Make a rollback part of the run: checkpoints from the onset on are void, the batches after it left out."""
+        from launcher.saving import void_after
+
+        patiently(lambda: void_after(self.folder, self.attempt, ask.onset - 1), "void checkpoints")
+        self.rollbacks.add(self.folder, ask)
+        say(
+            f"{self.spec.name}: rolled back: {ask.why}. Checkpoints from step {ask.onset} on are void, and batches "
+            f"{ask.onset} to {ask.called} are left out ({self.rollbacks.told()})"
+        )
+        self._count(ROLLBACK, ask.called)
+
+    def _count(self, cause: str, step: int) -> None:
+        self.restarts.failed(Failure(cause, cause, step))
+        self.owner.tell("restart", self.attempt, cause=cause, step=step, **self.ledger.fields())
+
+    def _over(self, outcome: Outcome) -> int:
+        how = "finished" if outcome.finished else "stopped"
+        loss = (
+            "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f} nats per token"
+        )
+        say(f"{self.spec.name}: {how} at step {outcome.step}{loss}, {outcome.seconds:.1f} s in the loop")
+        self.ledger.saw(outcome.step, time.monotonic())
+        self.ledger.settle(outcome.step, time.monotonic())
+        self._close_books()
+        self.owner.tell("goodput", self.attempt, step=outcome.step, **self.ledger.fields())
+        return 0
+
+    def _close_books(self) -> None:
+        self.ledger.settle(0, time.monotonic())
+        say(f"{self.spec.name}: {self.ledger.told()}; restarts: {self.restarts.told()}")
+        self.ledger.write(self.folder.path / "goodput.json")
+
+    def close(self) -> None:
+        """Give every place back, and keep the books."""
+        self.ledger.settle(0, time.monotonic())
+        self.ledger.write(self.folder.path / "goodput.json")
+        self.group.close()
+
+
+def drive(folder: RunFolder, submission: str) -> int:
+    """Run attempts until the run is finished. Returns the exit status."""
+    from launcher.saving import Ownership, tell_lease_lost
+
+    spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
+    driver: Driver | None = None
+    try:
+        while True:
+            owner = Ownership(folder, spec, submission, say)
+            try:
+                patiently(owner.take, "take the run")
+            except Held as held:
+                tell_lease_lost(folder, spec, str(held))
+                raise
+            try:
+                driver = driver or Driver(folder, spec)
+                return driver.run(owner)
+            except LeaseGone as gone:
+                # somebody else has it, and then `take` says who; or storage was away for longer than the lease lasts
+                say(f"{spec.name}: {gone}: stopped, and nothing more was written")
             finally:
-                group.close()
-    raise AssertionError("unreachable")
+                owner.close()
+    finally:
+        if driver is not None:
+            driver.close()
 
 
 def main(argv: list[str]) -> int:
-    folder, submission = RunFolder(Path(argv[0])), argv[1] if len(argv) > 1 else "by-hand"
+    folder, submission = RunFolder.at(argv[0]), argv[1] if len(argv) > 1 else "by-hand"
     with job_output(folder, submission) as end:
         end.status = work(folder, submission)
         return end.status

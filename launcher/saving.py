@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from launcher import checkpoints
+from launcher.remote import forget_stop, publish, store_of
 from launcher.runfolder import RunFolder
 from launcher.runlog import Holding, RunLog
 from launcher.spec import RunSpec
-from launcher.storage import FolderStore
 from launcher.worker import Assignment
 
 
@@ -29,7 +29,7 @@ class Resume:
 
 def run_log(folder: RunFolder) -> RunLog:
     """The log of the run in a folder."""
-    return RunLog(FolderStore(folder.path), folder.name)
+    return RunLog(store_of(folder), folder.name)
 
 
 def refuse_held(folder: RunFolder) -> None:
@@ -45,27 +45,43 @@ def refuse_held(folder: RunFolder) -> None:
 
 def newest_verified(folder: RunFolder, say: Callable[[str], None]) -> Resume | None:
     """The newest committed checkpoint that verifies, saying why newer ones are skipped. None: start from the seed."""
-    found = checkpoints.newest_verified(FolderStore(folder.path), run_log(folder), say)
+    into = None if folder.url is None else folder.path
+    found = checkpoints.newest_verified(store_of(folder), run_log(folder), say, into)
     return None if found is None else Resume(found.step, folder.path / found.key.rstrip("/"))
 
 
-def write_checkpoint(engine: Any, folder: RunFolder, attempt: int, step: int) -> None:
-    """Have every rank write its shards under the attempt's own path; returns when all have. Not yet a checkpoint."""
+def write_checkpoint(
+    engine: Any, folder: RunFolder, attempt: int, step: int, place: Path | None = None
+) -> None:
+    """Have every rank write its shards under the attempt's own path, or to a `place` of its own on this machine; returns
+    when all have. Not yet a checkpoint."""
     import torch.distributed as dist
 
-    place = folder.path / checkpoints.prefix_of(attempt, step)
+    place = place or folder.path / checkpoints.prefix_of(attempt, step)
     engine.save_checkpoint(str(place.parent), tag=place.name, client_state={"step": step}, save_latest=False)
     dist.barrier()
 
 
-def commit_checkpoint(folder: RunFolder, attempt: int, step: int, spec: RunSpec) -> None:
-    """Make what was written a checkpoint, and let old ones go. Called by one rank. Raises runlog.Superseded."""
-    store, log, p = FolderStore(folder.path), run_log(folder), spec.parallel
+def commit_checkpoint(
+    folder: RunFolder,
+    attempt: int,
+    step: int,
+    spec: RunSpec,
+    digests: dict[str, tuple[int, str]] | None = None,
+) -> None:
+    """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
+
+    digests  of files that were uploaded: exactly these must be there. Old ones stay until `losscast janitor` runs, as an
+             identity that may delete
+    """
+    store, log, p = store_of(folder), run_log(folder), spec.parallel
     entry = checkpoints.commit_checkpoint(
         store, log, attempt=attempt, step=step, spec_digest=spec.digest,
         topology={"world": spec.ranks, "dp": p.dp, "pp": p.pp, "tp": p.tp, "zero": p.zero},
+        digests=digests, expected=digests or (),
     )  # fmt: skip
-    checkpoints.retain(store, log, spec.checkpoints.keep, just_committed=entry)
+    if folder.url is None:
+        checkpoints.retain(store, log, spec.checkpoints.keep, just_committed=entry)
 
 
 class Ownership:
@@ -164,11 +180,12 @@ def _take(spec: RunSpec, cache: str) -> Assignment:
     )
     _held.append(holding)
     write_whole(folder.spec, spec.to_dict())
-    folder.stop.unlink(missing_ok=True)
+    publish(folder, folder.spec)
+    forget_stop(folder)
     resume = newest_verified(folder, say)
     return Assignment(
         spec=spec.to_dict(),
-        folder=str(folder.path),
+        folder=folder.address,
         attempt=holding.attempt,
         cache=cache,
         resume_step=resume.step if resume else 0,
