@@ -24,6 +24,7 @@ mended here (`job_name`). Written for KubeRay 1.5 or newer and Kueue 0.15 or new
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -35,8 +36,8 @@ from launcher.spec import Kubernetes, RunSpec
 HOME = "/home/losscast"
 SPEC_FOLDER = "/etc/losscast"
 """Where the entrypoint finds run.json."""
-NOTICE = "/tmp/losscast/notice"
-"""preStop writes this file; the ranks of the pod see it and commit (`launcher.kuberay_prestop`)."""
+WORK = "/var/losscast"
+"""A pod's own disk: checkpoints on their way to the storage, prepared corpora."""
 USER_ID = 10001
 NAME_LIMIT = 47
 """KubeRay's, for a RayJob: it appends to the name."""
@@ -62,6 +63,13 @@ def commit_wait_s(spec: RunSpec) -> int:
     upload, and a minute for the step that is under way. At most ten minutes."""
     share = (checkpoint_bytes(spec) or 0.0) / spec.cluster.nodes.max
     return int(min(600, 60 + share / COMMIT_BYTES_PER_S))
+
+
+def disk_gib(spec: RunSpec) -> int:
+    """Disk a worker asks its node for: three of its shares of a checkpoint, and 20 GiB. A prepared corpus comes on top,
+    whose size the spec does not tell; so nothing limits what a pod may use."""
+    share = (checkpoint_bytes(spec) or 0.0) / spec.cluster.nodes.max
+    return 20 + math.ceil(3 * share / 2**30)
 
 
 def manifests(
@@ -232,11 +240,13 @@ def _head(spec: RunSpec, k8s: Kubernetes, text: str) -> dict[str, Any]:
     field = {"fieldRef": {"fieldPath": "metadata.annotations['losscast/body']"}}
     volumes = [
         *_scratch(),
+        {"name": "work", "emptyDir": {}},
         *_claims(k8s),
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
         {"name": "run", "downwardAPI": {"items": [{"path": "run.json", **field}]}},
     ]
     mounts = [
+        {"name": "work", "mountPath": WORK},
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "run", "mountPath": SPEC_FOLDER, "readOnly": True},
         *_claim_mounts(k8s),
@@ -247,7 +257,7 @@ def _head(spec: RunSpec, k8s: Kubernetes, text: str) -> dict[str, Any]:
         spec,
         k8s,
         mounts=mounts,
-        resources={"requests": size, "limits": {**size, "ephemeral-storage": "30Gi"}},
+        resources={"requests": {**size, "ephemeral-storage": "20Gi"}, "limits": size},
         ports=[
             {"name": "gcs", "containerPort": 6379},
             {"name": "dashboard", "containerPort": 8265},
@@ -276,10 +286,14 @@ def _worker(spec: RunSpec, k8s: Kubernetes) -> dict[str, Any]:
         "ray-worker",
         spec,
         k8s,
-        mounts=[{"name": "shm", "mountPath": "/dev/shm"}, *_claim_mounts(k8s)],
+        mounts=[
+            {"name": "work", "mountPath": WORK},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *_claim_mounts(k8s),
+        ],
         resources={
-            "requests": {**size, **devices},
-            "limits": {**size, "ephemeral-storage": "30Gi", **devices},
+            "requests": {**size, "ephemeral-storage": f"{disk_gib(spec)}Gi", **devices},
+            "limits": {**size, **devices},
         },
         ports=[{"name": "metrics", "containerPort": 8080}],
         lifecycle=_pre_stop(spec),
@@ -287,6 +301,7 @@ def _worker(spec: RunSpec, k8s: Kubernetes) -> dict[str, Any]:
     )
     volumes = [
         *_scratch(),
+        {"name": "work", "emptyDir": {}},
         *_claims(k8s),
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm}Gi"}},
     ]
@@ -340,8 +355,9 @@ def _env(spec: RunSpec, k8s: Kubernetes) -> list[dict[str, Any]]:
     """Environment of a Ray container: ours, then NCCL's, then the user's, which wins."""
     values = {
         "HOME": HOME,
-        "LOSSCAST_CACHE": f"{HOME}/cache",
-        "LOSSCAST_NOTICE": NOTICE,
+        "LOSSCAST_CACHE": f"{WORK}/cache",
+        "LOSSCAST_RUN": f"{spec.checkpoints.url.rstrip('/')}/{spec.name}",
+        "LOSSCAST_WORK": f"{WORK}/work",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TORCH_EXTENSIONS_DIR": "/opt/torch_extensions" if spec.cluster.gpus_per_node else f"{HOME}/torch",
     }

@@ -7,7 +7,7 @@ from launcher.checks import Problem
 from launcher.spec import Kubernetes, RunSpec
 
 RAY_WITH_TOKENS = (2, 52, 0)
-OWN_PATHS = ("/tmp", "/home/losscast", "/dev/shm", "/etc/losscast", "/proc", "/sys", "/dev")
+OWN_PATHS = ("/tmp", "/home/losscast", "/dev/shm", "/etc/losscast", "/var/losscast", "/proc", "/sys", "/dev")
 """Where a run's pods mount their own things."""
 QUALIFIED = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 """Names of labels and of device resources."""

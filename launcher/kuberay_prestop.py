@@ -1,59 +1,108 @@
-"""What a run's pod does when Kubernetes asks it to go: ask the ranks for a checkpoint, and wait until they have ended.
+"""What a run's pod does when Kubernetes asks it to go: has the ranks commit a checkpoint, and waits until one is.
 
     python -m launcher.kuberay_prestop SECONDS
 
-A preStop hook: the kubelet waits for it before it signals the container. It writes the notice file that the pod's ranks
-look for at each step; one rank that sees it makes all of them commit and end. Exit status is 0 whatever happened,
-since the pod goes either way. Standard library only: a hook that fails to import protects nothing.
+A preStop hook: the kubelet waits for it before it signals the container. It sends the pod's training processes the signal
+that asks for a checkpoint (`launcher.warm`); one rank that was asked makes all of them commit, at their next step. Then it
+looks at the run's log until a newer commit is there. The head has no ranks: it only waits, so that a driver that is needed
+for the commit outlives it. Exit status is 0 whatever happened, since the pod goes either way.
+
+    LOSSCAST_RUN   address of the run: a folder, or az://...
 """
 
+import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-VARIABLE = "LOSSCAST_NOTICE"
-OURS = (b"ray::Member", b"launcher.driver")
-"""In the command line of a rank's process, and of a job's driver."""
-INTERVAL_S = 0.5
+VARIABLE = "LOSSCAST_RUN"
+RANK, DRIVER = b"launcher.warm", b"launcher.driver"
+"""In the command line of a rank's process (and of what it was forked from), and of a job's driver."""
+INTERVAL_S = 1.0
 
 
-def busy(proc: Path = Path("/proc")) -> bool:
-    """Whether a rank or a driver still runs in this container."""
+def ranks(proc: Path = Path("/proc")) -> list[int]:
+    """Processes of this container that train: forked from a warm one, which itself would not survive the signal."""
+    commands = dict(_commands(proc))
+    warm = {pid for pid, command in commands.items() if RANK in command}
+    return sorted(pid for pid in warm if _parent(proc, pid) in warm)
+
+
+def driver_lives(proc: Path = Path("/proc")) -> bool:
+    return any(DRIVER in command for _, command in _commands(proc))
+
+
+def _commands(proc: Path) -> Iterator[tuple[int, bytes]]:
     for entry in proc.iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = entry.joinpath("cmdline").read_bytes()
-            except OSError:
-                continue  # it ended while we looked
-            if any(name in command for name in OURS):
-                return True
+            with contextlib.suppress(OSError):  # it ended while we looked
+                yield int(entry.name), entry.joinpath("cmdline").read_bytes()
+
+
+def _parent(proc: Path, pid: int) -> int:
+    try:
+        return int(proc.joinpath(str(pid), "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def commits(address: str) -> int:
+    """How many checkpoints the run has committed."""
+    from launcher.remote import store_of
+    from launcher.runfolder import RunFolder
+    from launcher.runlog import RunLog
+
+    folder = RunFolder.at(address)
+    return len(RunLog(store_of(folder), folder.name).commits())
+
+
+def wait_for_commit(
+    seconds: float,
+    count: Callable[[], int],
+    *,
+    proc: Path = Path("/proc"),
+    kill: Callable[[int, int], None] = os.kill,
+    interval_s: float = INTERVAL_S,
+) -> bool:
+    """Ask for a checkpoint and wait for it. True when one was committed, or when nothing here trains.
+
+    count   commits of the run so far; an OSError is tried again
+    """
+    deadline = time.monotonic() + seconds
+    training = ranks(proc)
+    if not training and not driver_lives(proc):
+        return True
+    before = _tried(count)
+    for pid in training:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGUSR1)
+    while time.monotonic() < deadline:
+        now = _tried(count)
+        if now is not None and before is not None and now > before:
+            return True
+        if before is None:
+            before = now
+        if not ranks(proc) and not driver_lives(proc):
+            return False
+        time.sleep(interval_s)
     return False
 
 
-def wait(
-    notice: Path, seconds: float, busy: Callable[[], bool] = busy, interval_s: float = INTERVAL_S
-) -> bool:
-    """Leave the notice and wait for the ranks to end. True when they did in time."""
-    deadline = time.monotonic() + seconds
-    if not busy():
-        return True
-    notice.parent.mkdir(parents=True, exist_ok=True)
-    notice.write_text(f'{{"deadline": {time.time() + seconds:.0f}, "cause": "preempted"}}\n')
-    while busy():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(interval_s)
-    return True
+def _tried(count: Callable[[], int]) -> int | None:
+    try:
+        return count()
+    except Exception as error:  # whatever the storage's library raises: the pod goes anyway
+        print(f"losscast: the run's log can't be read: {error}", file=sys.stderr)
+        return None
 
 
 def main(argv: list[str]) -> int:
-    seconds = float(argv[0]) if argv else 60.0
-    try:
-        wait(Path(os.environ.get(VARIABLE, "/tmp/losscast/notice")), seconds)
-    except OSError as error:
-        print(f"losscast: no checkpoint was asked for: {error}", file=sys.stderr)
+    seconds, address = float(argv[0]) if argv else 60.0, os.environ.get(VARIABLE, "")
+    done = wait_for_commit(seconds, lambda: commits(address))
+    print(f"losscast: {'committed' if done else 'no commit'} before this pod goes", file=sys.stderr)
     return 0
 
 
