@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.data import cache_folder
-from launcher.elastic import fewest_ranks, fitted, layout, needs_universal, to_universal
+from launcher.elastic import fewest_ranks, fitted, needs_universal, to_universal
 from launcher.errors import Held, WrongInput
 from launcher.failures import RankFailed
 from launcher.goodput import Ledger
 from launcher.output import job_output, note_failure
-from launcher.restarts import LEASE_LOST, RESIZED, ROLLBACK, Failure, Restarts
+from launcher.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.rollback import Adviser, RollBack, Rollbacks
 from launcher.runfolder import RunFolder, last_step, read_json
 from launcher.spec import RunSpec
