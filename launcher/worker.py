@@ -102,12 +102,14 @@ class Trainer:
         self.own_s: list[float] = []
         """Each rank's own seconds in the newest step, see `launcher.health`."""
 
-    def restore(self) -> None:
+    def restore(self, folder: RunFolder) -> None:
         """Load the verified checkpoint that the assignment names."""
-        path = self.assignment.resume_from
-        if path is None:
+        from launcher.remote import at_hand
+
+        if self.assignment.resume_from is None:
             return
-        loaded, _ = self.engine.load_checkpoint(str(Path(path).parent), tag=Path(path).name)
+        path = at_hand(folder, Path(self.assignment.resume_from), self.assignment.attempt)
+        loaded, _ = self.engine.load_checkpoint(str(path.parent), tag=path.name)
         if loaded is None:
             raise WrongInput(
                 f"{path}: DeepSpeed found no checkpoint there, though it verified. Was it written at another world size?"
@@ -194,10 +196,11 @@ def train(
     import torch
 
     from launcher.engine import grad_norm, join
-    from launcher.saving import commit_checkpoint, write_checkpoint
+    from launcher.remote import publish
+    from launcher.upload import Saver
 
     spec = RunSpec.from_dict(assignment.spec)
-    folder = RunFolder(Path(assignment.folder))
+    folder = RunFolder.at(assignment.folder)
     drill = read_drill(os.environ.get(VARIABLE))
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -208,7 +211,8 @@ def train(
     )
     join()
     trainer = Trainer(spec, assignment, drill)
-    trainer.restore()
+    trainer.restore(folder)
+    saver = Saver(folder, assignment.attempt, spec, trainer.rank, trainer.world)
     params, total = parameter_count(spec), spec.total_steps
     asked = StopRequest(folder.stop, stop)
     stragglers = Stragglers()
@@ -252,22 +256,23 @@ def train(
                     )  # fmt: skip
                 previous = now
             if step % spec.checkpoints.every_steps == 0 or finished or wish:
-                write_checkpoint(trainer.engine, folder, assignment.attempt, step)
-                if trainer.rank == 0:
-                    commit_checkpoint(folder, assignment.attempt, step, spec)
-                    if reporter is not None:
-                        reporter.event("checkpoint", step=step)
-                saved = step
+                if saver.save(trainer.engine, step, wait=bool(finished or wish)):
+                    saved = step
+            for committed in saver.committed():
+                if reporter is not None:
+                    reporter.event("checkpoint", step=committed)
             if stopping:
                 break
     finally:
         seconds = time.monotonic() - began
+        saver.close()
         if record is not None:
             record.close()
         if reporter is not None:
             reporter.close(reason="finished" if finished else "stopped" if step == saved else "failed")
     if finished and trainer.rank == 0:
         write_whole(folder.result, _result(spec, assignment, val, seconds, step))
+        publish(folder, folder.result, folder.curve(assignment.attempt))
     return Outcome(step=step, finished=finished, val_loss=val, seconds=seconds)
 
 
