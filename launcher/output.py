@@ -126,7 +126,7 @@ def rank_output(folder: str, attempt: int, rank: int) -> Iterator[None]:
 
     Rank 0 speaks for all to Ray, whose job log would else hold every line a thousand times.
     """
-    path = rank_log(RunFolder(Path(folder)), attempt, rank)
+    path = rank_log(RunFolder.at(folder), attempt, rank)
     with kept(path, echo=rank == 0):
         try:
             yield
