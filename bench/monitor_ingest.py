@@ -3,7 +3,8 @@
     python bench/monitor_ingest.py [SECONDS] [SAMPLES_A_REQUEST] [SENDERS]
 
 Each sender is a process with one kept connection: it sends a batch, waits for the 200 that means "on disk", and sends the
-next. Printed: acknowledged samples a second, the latency of a request, the service's memory, and how far the judge is.
+next. Printed: acknowledged samples a second, the latency of a request, CPU and memory of the service and of the judge's
+process, and how long after the last sample the judge had seen everything.
 """
 
 import http.client
@@ -52,6 +53,23 @@ def send(
     out.put((seq, took))
 
 
+def children(pid: int) -> list[int]:
+    """Processes that this one started: the judge's."""
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def used(pid: int) -> tuple[float, float]:
+    """CPU seconds so far, and the largest memory in MiB."""
+    cpu = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return (int(cpu[11]) + int(cpu[12])) / os.sysconf("SC_CLK_TCK"), peak / 1024
+
+
 def main() -> None:
     """Run it and print one JSON line."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
@@ -76,10 +94,10 @@ def main() -> None:
         total = sum(n for n, _ in results)
         took = sorted(t for _, list_ in results for t in list_)
         assert service.process is not None
-        cpu = Path(f"/proc/{service.process.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        cpu_s = (int(cpu[11]) + int(cpu[12])) / os.sysconf("SC_CLK_TCK")
-        status = Path(f"/proc/{service.process.popen.pid}/status").read_text()
-        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        pid = service.process.popen.pid
+        judge = children(pid)[0]
+        cpu_s, peak = used(pid)
+        judge_cpu_s, judge_peak = used(judge)
         ended = time.time()
         lag = 0.0
         while True:  # until the judge has seen everything
@@ -99,8 +117,10 @@ def main() -> None:
                     "seconds": round(wall, 1),
                     "service_cpu_us_a_sample": round(1e6 * cpu_s / total, 1),
                     "load_average": os.getloadavg()[0],
-                    "rss_peak_mib": round(peak / 1024),
-                    "judge_behind_s": round(lag, 1),
+                    "rss_peak_mib": round(peak),
+                    "judge_cores": round(judge_cpu_s / wall, 2),
+                    "judge_rss_peak_mib": round(judge_peak),
+                    "judge_done_after_s": round(lag, 1),
                 }
             )
         )

@@ -3,8 +3,8 @@
     python bench/monitor_runs.py [RUNS] [SECONDS]
 
 Samples come in requests of 1,000 runs each (as from a gateway); each run has its own judge, all of them share one
-process. Printed: CPU seconds a second of the whole service and of the judge's thread, whether it kept up, the time of a
-scrape and of a restart.
+process beside the service's. Printed: CPU seconds a second of the service and of the judges' process, whether they kept
+up, the time of a scrape and of a restart.
 """
 
 import http.client
@@ -18,13 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.monitor_ingest import children, used
 from tests.monitor.live import Service
 
 
-def threads(pid: int) -> dict[str, float]:
-    """CPU seconds of each thread by name."""
+def threads(*pids: int) -> dict[str, float]:
+    """CPU seconds of each thread."""
     out: dict[str, float] = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    for task in [task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]:
         fields = (task / "stat").read_text().rpartition(")")[2].split()
         out[task.name] = (int(fields[11]) + int(fields[12])) / 100
     return out
@@ -39,11 +40,12 @@ def main() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", service.port)
         assert service.process is not None
         pid = service.process.popen.pid
-        late, before, began = 0.0, {}, 0.0
+        judge = children(pid)[0]
+        late, before, began, judge_s = 0.0, {}, 0.0, 0.0
         warm = 10
         for step in range(1, seconds + warm + 1):
             if step == warm + 1:
-                before, began = threads(pid), time.time()
+                before, began, judge_s = threads(pid), time.time(), used(judge)[0]
             second = time.time()
             for first in range(0, runs, 1000):
                 body = b"".join(
@@ -59,8 +61,9 @@ def main() -> None:
             late = max(late, spent - 1.0)
             time.sleep(max(0.0, 1.0 - spent))
         wall = time.time() - began
+        judge_cores = (used(judge)[0] - judge_s) / wall
         after = threads(pid)
-        used = sorted(((after[t] - before.get(t, 0.0)) / wall for t in after), reverse=True)
+        cores = sorted(((after[t] - before.get(t, 0.0)) / wall for t in after), reverse=True)
         scrape = time.time()
         _, text = service.ask("/metrics")
         scrape = time.time() - scrape
@@ -69,11 +72,17 @@ def main() -> None:
         found = service.get("/v1/runs")["runs"]
         listed = time.time() - listed
         behind = sum(r["expected"] is None for r in found)
+        lag = next(
+            float(line.split()[1])
+            for line in text.decode().splitlines()
+            if line.startswith("losscast_judge_lag_seconds")
+        )
         rss = next(
             int(line.split()[1])
             for line in Path(f"/proc/{pid}/status").read_text().splitlines()
             if line.startswith("VmHWM")
         )
+        judge_peak = used(judge)[1]
         service.kill()
         ready = service.start(60)
         print(
@@ -81,14 +90,17 @@ def main() -> None:
                 {
                     "runs": runs,
                     "samples_per_s": round(runs * seconds / wall),
-                    "cores_used": round(sum(used), 2),
-                    "cores_by_thread": [round(u, 2) for u in used[:4]],
+                    "cores_used": round(sum(cores), 2),
+                    "cores_by_thread": [round(u, 2) for u in cores[:4]],
                     "latest_second_late_s": round(max(late, 0.0), 2),
+                    "judge_cores": round(judge_cores, 2),
+                    "judge_lag_s": round(lag, 1),
                     "unjudged_runs": behind,
                     "scrape_ms": math.ceil(scrape * 1e3),
                     "series": series,
                     "list_ms": math.ceil(listed * 1e3),
                     "rss_peak_mib": rss // 1024,
+                    "judge_rss_peak_mib": round(judge_peak),
                     "ready_after_kill_s": round(ready, 2),
                 }
             )

@@ -13,6 +13,7 @@ import struct
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ COLUMNS = (
 )  # fmt: skip
 BAND = ("seq", "step", "expected", "lower", "upper", "gap_sigma")
 """Columns of what the judge expected at each sample, kept in the same layout."""
-_HEAD = struct.Struct("<BxHII")
-_MISSING_BITS = 0x7FF8_0000_4C6F_7373
-MISSING: float = struct.unpack("<d", struct.pack("<Q", _MISSING_BITS))[0]
+HEAD = struct.Struct("<BxHII")
+MISSING_BITS = 0x7FF8_0000_4C6F_7373
+MISSING: float = struct.unpack("<d", struct.pack("<Q", MISSING_BITS))[0]
 
 
 class Damaged(ValueError):
@@ -57,20 +58,25 @@ class Columns:
 
 def missing(column: Floats) -> NDArray[np.bool_]:
     """Where a column holds no value."""
-    return np.ascontiguousarray(column).view(np.uint64) == np.uint64(_MISSING_BITS)
+    return np.ascontiguousarray(column).view(np.uint64) == np.uint64(MISSING_BITS)
+
+
+_GETTERS = tuple(attrgetter(name) for name in COLUMNS)
 
 
 def pack_lines(lines: list[Any], extra: dict[int, dict[str, Any]] | None = None) -> bytes:
     """Chunk of records that have an attribute (float, int or None) for each of COLUMNS."""
     bits, body = 0, []
-    for i, name in enumerate(COLUMNS):
-        values = [getattr(line, name) for line in lines]
-        if None in values:
+    for i, of in enumerate(_GETTERS):
+        values = list(map(of, lines))
+        try:
+            column = array("d", values)
+        except TypeError:  # some are missing
             if values.count(None) == len(values):
                 continue
-            values = [MISSING if v is None else v for v in values]
+            column = array("d", [MISSING if v is None else v for v in values])
         bits |= 1 << i
-        body.append(array("d", values).tobytes())
+        body.append(column.tobytes())
     return _finish(bits, len(lines), body, extra or {})
 
 
@@ -96,19 +102,19 @@ def pack_rows(rows: list[tuple[float | None, ...]], names: tuple[str, ...]) -> b
 
 def _finish(bits: int, n: int, body: list[bytes], extra: dict[int, dict[str, Any]]) -> bytes:
     tail = json.dumps(list(extra.items()), separators=(",", ":")).encode() if extra else b""
-    return b"".join((_HEAD.pack(VERSION, bits, n, len(tail)), *body, tail))
+    return b"".join((HEAD.pack(VERSION, bits, n, len(tail)), *body, tail))
 
 
 def unpack(blob: bytes, names: tuple[str, ...] = COLUMNS, want: frozenset[str] | None = None) -> Columns:
     """The columns of a chunk (only those in `want`). Raises Damaged when its lengths don't fit."""
-    if len(blob) < _HEAD.size:
+    if len(blob) < HEAD.size:
         raise Damaged(f"a chunk of {len(blob)} bytes is shorter than its head")
-    version, bits, n, tail = _HEAD.unpack_from(blob)
+    version, bits, n, tail = HEAD.unpack_from(blob)
     if version != VERSION or bits >> len(names):
         raise Damaged(f"chunk version {version}, columns {bits:#x}: not known here")
-    if len(blob) != _HEAD.size + bits.bit_count() * 8 * n + tail:
+    if len(blob) != HEAD.size + bits.bit_count() * 8 * n + tail:
         raise Damaged(f"a chunk of {n} samples has {len(blob)} bytes, not what its head says")
-    of, at = {}, _HEAD.size
+    of, at = {}, HEAD.size
     for i, name in enumerate(names):
         if bits >> i & 1:
             if want is None or name in want:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter, eq, lt
 from typing import Any
 
 from monitor.columns import Damaged, pack_lines, unpack
@@ -31,6 +33,8 @@ GROUP_REQUESTS = 512
 QUEUE_SAMPLES = 200_000
 """Samples that may wait for the writer; a request beyond is told to come back (429)."""
 QUEUE_REQUESTS = 4096
+
+_seq, _step, _loss = attrgetter("seq"), attrgetter("step"), attrgetter("loss")
 
 
 class Refused(Exception):
@@ -48,18 +52,6 @@ class Taken:
     accepted: int
     duplicates: int
     unknown: int
-
-
-@dataclass(slots=True)
-class Item:
-    """Something accepted and on disk, on its way to the judge. Exactly one of lines and event is set."""
-
-    ord: int
-    run_id: int
-    attempt: int
-    received: float
-    lines: list[SampleLine] | None = None
-    event: EventRow | None = None
 
 
 @dataclass(slots=True)
@@ -89,7 +81,7 @@ class _Open:
 class Ingest:
     """Start it with `start`, hand it requests with `submit`, end it with `stop`: what was accepted is then on disk.
 
-    committed  called after each commit, in the writer's thread, with the accepted items in order
+    committed  called after each commit that took something, in the writer's thread, with the newest ordinal on disk
     clock      seconds since the epoch
     """
 
@@ -97,7 +89,7 @@ class Ingest:
         self,
         store: Store,
         *,
-        committed: Callable[[list[Item]], None] = lambda items: None,
+        committed: Callable[[int], None] = lambda ord: None,
         observe: Callable[[float, int], None] = lambda seconds, samples: None,
         clock: Callable[[], float] = time.time,
         max_runs: int = 100_000,
@@ -233,8 +225,8 @@ class Ingest:
                 ask.done.set_result(
                     Taken(ask.accepted, ask.duplicates, ask.request.unknown if ask.request else 0)
                 )
-        if staged.items:
-            self.committed(staged.items)
+        if staged.chunks or staged.events:
+            self.committed(staged.ord - 1)
             self.observe(time.perf_counter() - started, sum(ask.accepted for ask in taken))
 
     def _fail(self, asks: list[_Ask], error: Exception) -> None:
@@ -294,7 +286,6 @@ class _Group:
         self.judged: list[Judged] = []
         self.remove: list[str] = []
         self.touched: dict[str, RunFacts] = {}
-        self.items: list[Item] = []
         self.open: dict[str, _Open] = {}
         self.digests: set[tuple[int, int, bytes]] = set()
         self.ord = ingest.next_ord
@@ -408,7 +399,6 @@ class _Group:
         )  # fmt: skip
         self.ord += 1
         self.events.append(row)
-        self.items.append(Item(row.ord, row.run_id, row.attempt, row.received, event=row))
         facts.last_ord = row.ord
         note_event(facts, attempt, part, row)
 
@@ -418,15 +408,13 @@ class _Group:
         if gathered is None:
             return
         lines = gathered.lines
-        seqs = [line.seq for line in lines]
-        steps = [line.step for line in lines]
+        seqs, steps = list(map(_seq, lines)), list(map(_step, lines))
         row = ChunkRow(
             self.ord, gathered.facts.run_id, gathered.attempt.attempt, len(lines), gathered.before, min(seqs), max(seqs),
             min(steps), max(steps), self.now, pack_lines(lines, gathered.extra),
         )  # fmt: skip
         self.ord += 1
         self.chunks.append(row)
-        self.items.append(Item(row.ord, row.run_id, row.attempt, row.received, lines=lines))
         gathered.facts.last_ord = row.ord
 
     def commit(self) -> None:
@@ -454,12 +442,8 @@ class _Group:
 
 
 def _in_order(lines: list[SampleLine]) -> bool:
-    at = lines[0].seq
-    for line in lines:
-        if line.seq != at:
-            return False
-        at += 1
-    return True
+    first = lines[0].seq
+    return all(map(eq, map(_seq, lines), range(first, first + len(lines))))
 
 
 def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine], now: float) -> None:
@@ -468,14 +452,14 @@ def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine]
         attempt.resume_step = max(lines[0].step - 1, 0)
     facts.samples += len(lines)
     facts.last_step_received = now
-    for line in lines:
-        if not math.isfinite(line.loss):
+    if not math.isfinite(sum(map(_loss, lines))):
+        for line in lines:
             if math.isnan(line.loss):
                 facts.nan_samples += 1
-            else:
+            elif math.isinf(line.loss):
                 facts.inf_samples += 1
     last = lines[-1]
-    if len(lines) > 1:
+    if len(lines) > 1 and not all(map(lt, map(_step, lines), map(_step, islice(lines, 1, None)))):
         last = max(lines, key=_step)
     if attempt.last_step is None or last.step > attempt.last_step:
         attempt.last_step = last.step
@@ -505,10 +489,6 @@ def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine]
         facts.started_time = first if first is not None and math.isfinite(first) else now
     if attempt.started_time is None:
         attempt.started_time = facts.last_time
-
-
-def _step(line: SampleLine) -> int:
-    return line.step
 
 
 def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRow) -> None:

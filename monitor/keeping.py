@@ -281,7 +281,7 @@ def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
                 f"{folder}: has no run {run}; it has {', '.join(f.run for f in store.runs()[:8]) or 'none'}"
             )
         names = ("run", "attempt", *FIELDS)
-        table = itertools.chain.from_iterable(rows(samples(store, facts, {})))
+        table = itertools.chain.from_iterable(rows(samples(store, facts, [])))
         if target is not None and target.suffix == ".parquet":
             return _parquet(target, run, names, list(table))
         count = 0

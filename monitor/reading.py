@@ -4,7 +4,7 @@ An attempt holds the steps after its `resume_step`, up to where the next attempt
 number, all that it sent is given, superseded or not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def spans(attempts: list[AttemptFacts]) -> list[tuple[int, int, int]]:
 def samples(
     store: Store,
     facts: RunFacts,
-    pending: Mapping[tuple[int, int], Columns],
+    pending: Sequence[tuple[int, Columns]],
     *,
     first: int = 0,
     last: int = LAST,
@@ -46,7 +46,7 @@ def samples(
 ) -> list[tuple[int, Columns]]:
     """(attempt, its samples with what was expected of them) in order of step, each step once.
 
-    pending  bands that are not in the store yet, by (attempt, ordinal)
+    pending  attempt and bands that are not in the store yet
 
     Raises Damaged.
     """
@@ -73,7 +73,7 @@ def samples(
         bands = [
             unpack(body, BAND) for body in store.bands(facts.run_id, number, chunks[0].ord, chunks[-1].ord)
         ]
-        bands += [band for (of, _), band in pending.items() if of == number]
+        bands += [band for of, band in pending if of == number]
         out.append((number, _with_bands(whole, bands)))
     return out
 

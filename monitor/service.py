@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from monitor import alerts
+from monitor.apart import Apart
 from monitor.exporter import Exporter, Figures, Totals
 from monitor.facts import RunFacts
-from monitor.ingest import Ingest, Item, Refused
+from monitor.ingest import Ingest, Refused
 from monitor.judge import Settings
-from monitor.judging import Judging, band_columns
+from monitor.judged import band_columns
+from monitor.judging import Judging
 from monitor.reading import LAST, samples, spans
 from monitor.store import Store
 from monitor.tokens import Tokens
@@ -50,8 +52,10 @@ class Monitor:
         clock: Callable[[], float] = time.time,
         version: str = "0",
         keep_days: float = 0.0,
+        apart: bool = False,
     ):
         """
+        apart      judge in a process of its own
         keep_days  a run is removed so long after it ended or was last heard of; 0 keeps all
         teams      those that alerts are routed by; another team's name is kept, and is no label
         """
@@ -65,13 +69,8 @@ class Monitor:
         self.stopping = threading.Event()
         self._count = itertools.count(1)
         self.ingest = Ingest(self.store, committed=self._committed, observe=self._observe, clock=clock)
-        self.judging = Judging(
-            self.store,
-            self.ingest.submit_judged,
-            self.ingest.runs,
-            settings=settings,
-            clock=clock,
-            changed=self._changed,
+        self.judging: Judging | Apart = (Apart if apart else Judging)(
+            self.store, self.ingest.submit_judged, settings=settings, clock=clock, changed=self._changed
         )
         self.exporter = Exporter(self.figures, self.totals, version, self._gauges)
 
@@ -113,14 +112,15 @@ class Monitor:
                 self.versions.pop(run_id, None)
         return len(old)
 
-    def _committed(self, items: list[Item]) -> None:
-        self.judging.hand(items)
+    def _committed(self, ord: int) -> None:
+        self.judging.notice(ord)
 
     def _observe(self, seconds: float, count: int) -> None:
         self.totals.committed(seconds)
 
-    def _changed(self, run_id: int) -> None:
-        self.versions[run_id] = next(self._count)
+    def _changed(self, run_ids: list[int]) -> None:
+        for run_id in run_ids:
+            self.versions[run_id] = next(self._count)
 
     # what is said of a run
 
@@ -176,10 +176,8 @@ class Monitor:
 
     def step_seconds(self, facts: RunFacts) -> dict[str, float] | None:
         """Median and 99th percentile of the latest steps' seconds, by the sender's clock."""
-        found = sorted(self.judging.steps_s.get(facts.run_id, ()))
-        if len(found) < 2:
-            return None
-        return {"0.5": found[len(found) // 2], "0.99": found[min(len(found) - 1, int(len(found) * 0.99))]}
+        found = self.judging.last.get(facts.run_id, {}).get("step_s")
+        return None if not found else {"0.5": found[0], "0.99": found[1]}
 
     def summary(self, facts: RunFacts, now: float) -> dict[str, Any]:
         """A run in the list. Alerts are the open ones."""
@@ -275,9 +273,7 @@ class Monitor:
         self, facts: RunFacts, first: int = 0, last: int = LAST, attempt: int | None = None
     ) -> list[Any]:
         """(attempt, columns) of its samples; see `monitor.reading`. Raises Damaged."""
-        pending = {
-            key: band_columns(flat) for key, flat in self.judging.pending_bands(facts.run_id).items() if flat
-        }
+        pending = [(of, band_columns(flat)) for of, flat in self.judging.pending_bands(facts.run_id) if flat]
         return samples(self.store, facts, pending, first=first, last=last, attempt=attempt)
 
     # /metrics
@@ -330,6 +326,11 @@ class Monitor:
             "judge_failing",
             "1 while a judge could not be fed or written",
             float(self.judging.failing is not None),
+        )
+        yield (
+            "judge_lag_seconds",
+            "For how long the oldest sample that is not judged has been on disk",
+            self.judging.lag_s(),
         )
 
 

@@ -98,7 +98,7 @@ def serve(
             number = version("losscast")
         except PackageNotFoundError:
             number = "0"
-        monitor = Monitor(folder, teams=teams, version=number, keep_days=keep_days)
+        monitor = Monitor(folder, teams=teams, version=number, keep_days=keep_days, apart=True)
     except BaseException:
         listener.close()
         raise

@@ -307,6 +307,52 @@ class Store:
                 )
             yield ChunkRow(*row)
 
+    def tail(self, after: int, rows: int, samples: int) -> list[ChunkRow | EventRow]:
+        """What was committed after an ordinal, of all runs, in order: at most `rows` chunks, about `samples` in them.
+
+        Raises Damaged.
+        """
+        found: list[ChunkRow | EventRow] = []
+        most = 2**62
+        for *row, crc in self.reader().execute("SELECT * FROM chunks WHERE ord>? ORDER BY ord", (after,)):
+            if seal(*row) != crc:
+                raise Damaged(
+                    f"{self.path}: chunk {row[0]} of run id {row[1]} is damaged; see `losscast monitor repair`"
+                )
+            found.append(ChunkRow(*row))
+            samples -= row[3]
+            if samples <= 0 or len(found) >= rows:
+                most = row[0]
+                break
+        chunks = len(found)
+        for *row, crc in self.reader().execute(
+            "SELECT * FROM events WHERE ord>? AND ord<=? ORDER BY ord LIMIT ?", (after, most, 5 * rows)
+        ):
+            if seal(*row) != crc:
+                raise Damaged(
+                    f"{self.path}: event {row[0]} of run id {row[1]} is damaged; see `losscast monitor repair`"
+                )
+            found.append(EventRow(*row))
+        if len(found) - chunks == 5 * rows:  # so many that they were cut: nothing past the last of them
+            most = found[-1].ord
+            found = [row for row in found if row.ord <= most]
+        found.sort(key=_ord)
+        return found
+
+    def heads(self, after: int, limit: int) -> list[tuple[int, int, float]]:
+        """(ord, run_id, received) of what was committed after an ordinal, of all runs, in order."""
+        return self.reader().execute(
+            "SELECT ord, run_id, received FROM chunks WHERE ord>?1 UNION ALL SELECT ord, run_id, received FROM events "
+            "WHERE ord>?1 ORDER BY ord LIMIT ?2", (after, limit),
+        ).fetchall()  # fmt: skip
+
+    def newest_ord(self) -> int:
+        """The newest ordinal that can be read."""
+        return max(
+            self.reader().execute(f"SELECT coalesce(max(ord), 0) FROM {table}").fetchone()[0]
+            for table in ("chunks", "events")
+        )
+
     def seqs(self, run_id: int, attempt: int) -> Iterator[tuple[int, int, int, int]]:
         """(ord, n, first_seq, last_seq) of the attempt's chunks."""
         return self.reader().execute(
@@ -362,10 +408,14 @@ class Store:
         return row[1], row[2]
 
     def bands(self, run_id: int, attempt: int, first: int = 0, last: int = 2**62) -> list[bytes]:
-        """Packed columns of what was expected of the chunks with these ordinals, in order. Raises Damaged."""
+        """Packed columns of what was expected of the chunks with these ordinals, in order. Raises Damaged.
+
+        A row is for the chunks up to its ordinal, from the row before on.
+        """
         out = []
         for *row, crc in self.reader().execute(
-            "SELECT * FROM bands WHERE run_id=? AND attempt=? AND ord BETWEEN ? AND ? ORDER BY ord, part",
+            "SELECT * FROM bands WHERE run_id=?1 AND attempt=?2 AND ord>=?3 AND ord<=coalesce("
+            "(SELECT min(ord) FROM bands WHERE run_id=?1 AND attempt=?2 AND ord>=?4), ?4) ORDER BY ord, part",
             (run_id, attempt, first, last),
         ):
             if seal(*row) != crc:
@@ -423,6 +473,10 @@ class Store:
             self._db.close()
         if self._lock_file is not None:
             self._lock_file.close()
+
+
+def _ord(row: ChunkRow | EventRow) -> int:
+    return row.ord
 
 
 def _quoted(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Reading wire v1: a request body in, checked events out, in the order they were sent.
 
-A line is first tried as a plain sample, by msgspec, which is nearly all of the traffic; a line that is anything
-else (another event, a field unknown to v1, Python's bare NaN) is read as a dict. A request is taken whole or not at
-all: the first line that can't be used raises `BadLine` with its number, the reason and what is expected.
+A body is first tried as plain samples with finite numbers, by msgspec in one call, which is nearly all of the traffic.
+Where that fails each line is tried as a sample with spelled numbers; one that is anything else (another event, a field
+unknown to v1, Python's bare NaN) is read as a dict. A request is taken whole or not at all: the first line that can't be
+used raises `BadLine` with its number, the reason and what is expected.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import json
 import math
 import zlib
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -44,12 +47,26 @@ class TooLarge(ValueError):
 
 
 class SampleLine(msgspec.Struct, tag_field="event", tag="sample", forbid_unknown_fields=True, gc=False):
-    """A sample as it travels. Numbers are floats or one of the three spellings until `floats` has run."""
+    """A sample, its numbers floats."""
 
     run: str
     attempt: Count
     seq: Count
     step: Count
+    loss: float
+    time: float | None = None
+    tokens: float | None = None
+    val_loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    spread: float | None = None
+
+
+class SpelledLine(SampleLine, tag_field="event", tag="sample", forbid_unknown_fields=True, gc=False):
+    """A sample as it travels: numbers are floats or one of the three spellings until `_check_floats` has run."""
+
     loss: Number
     time: Number | None = None
     tokens: Number | None = None
@@ -111,36 +128,41 @@ def inflate(body: bytes) -> bytes:
     return b"".join(out)
 
 
-_sample = msgspec.json.Decoder(SampleLine)
-_samples = msgspec.json.Decoder(list[SampleLine])
+_plain = msgspec.json.Decoder(SampleLine)
+_spelled = msgspec.json.Decoder(SpelledLine)
+_run_of, _attempt_of, _key_of = attrgetter("run"), attrgetter("attempt"), attrgetter("run", "attempt")
 
 
 def parse(body: bytes) -> Request:
     """The events of one decompressed body. Raises BadLine at the first line that can't be used."""
+    try:
+        lines = _plain.decode_lines(body)
+    except (msgspec.MsgspecError, ValueError):
+        return _parse_lines(body)
+    parts: list[Samples | Event] = []
+    if lines and len(set(map(_run_of, lines))) == 1 and len(set(map(_attempt_of, lines))) == 1:
+        _check_run(lines[0].run, 1)
+        parts.append(Samples(lines[0].run, lines[0].attempt, lines))
+        return Request(parts, len(lines), 0)
+    number = 1
+    for (run, attempt), found in groupby(lines, _key_of):
+        _check_run(run, number)
+        parts.append(Samples(run, attempt, list(found)))
+        number += len(parts[-1].lines)  # type: ignore[union-attr]
+    return Request(parts, len(lines), 0)
+
+
+def _parse_lines(body: bytes) -> Request:
+    """The same, line by line: other events, spelled numbers, unknown fields, and the line of what can't be used."""
     parts: list[Samples | Event] = []
     samples = unknown = 0
-    try:  # nothing but plain samples: the common case, in one call
-        lines = _sample.decode_lines(body)
-    except (msgspec.MsgspecError, ValueError):
-        lines = None
-    if lines is not None:
-        current: Samples | None = None
-        for number, line in enumerate(lines, 1):
-            _check_floats(line, number)
-            if current is None or line.run != current.run or line.attempt != current.attempt:
-                _check_run(line.run, number)
-                current = Samples(line.run, line.attempt, [])
-                parts.append(current)
-            current.lines.append(line)
-        return Request(parts, len(lines), 0)
-
-    current = None
+    current: Samples | None = None
     for number, raw in enumerate(body.split(b"\n"), 1):
         if not raw or raw.isspace():
             continue
         extra: dict[str, Any] = {}
         try:
-            line = _sample.decode(raw)
+            line: SampleLine = _spelled.decode(raw)
         except (msgspec.MsgspecError, ValueError):
             found = _event(raw, number)
             if found is None:

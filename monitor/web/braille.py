@@ -13,6 +13,9 @@ from monitor.web.words import number, short
 
 CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2", "bold": "1"}
 
+MOST_LOG = 709.0
+"""exp of more is past the largest float."""
+
 Cell = tuple[str, str]
 """A piece of text and its tone; "" is the terminal's own colour."""
 
@@ -101,7 +104,7 @@ def plot(
     lines = []
     for row in range(rows):
         labelled = row % 3 == 0 or row == rows - 1
-        value = math.exp(low + (1 - row / max(1, rows - 1)) * (high - low))
+        value = math.exp(min(low + (1 - row / max(1, rows - 1)) * (high - low), MOST_LOG))
         cells: list[Cell] = [(f"{value:6.3g} " if labelled else " " * 7, "dim")]
         for column in range(columns):
             dots, edge = traced.get((column, row), 0), band.get((column, row), 0)

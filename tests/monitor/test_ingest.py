@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from monitor import schema
 from monitor.ingest import Ingest, Refused, Taken
 from monitor.intervals import Intervals
-from monitor.judging import rows_of
+from monitor.feeding import rows_of
 from monitor.reading import samples
 from monitor.store import Store
 from monitor.wire import parse

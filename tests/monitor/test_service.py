@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from monitor import schema
 from monitor.api import Guard, build
-from monitor.ingest import Item
-from monitor.judging import band_columns
+from monitor.judged import band_columns
+from monitor.judging import Judging
 from monitor.reading import FIELDS
 from monitor.schema import MAX_BODY_BYTES
 from monitor.service import Monitor
@@ -51,10 +51,11 @@ class Open:
         until = time.monotonic() + 30
 
         def done(run_id: int, last_ord: int) -> bool:
+            assert isinstance(self.monitor.judging, Judging)
             judge = self.monitor.judging._judges.get(run_id)
             if judge is None:  # not in memory: all was judged and written before
                 return self.monitor.store.lasts().get(run_id, (0, {}))[0] >= last_ord
-            return judge.cursor >= last_ord and not judge.urgent
+            return judge.cursor >= last_ord and not judge.urgent and judge.told
 
         while not all(done(f.run_id, f.last_ord) for f in self.monitor.ingest.runs.values() if f.last_ord):
             assert time.monotonic() < until, "not judged in 30 s"
@@ -351,7 +352,7 @@ def test_restarts_mid_stream_change_no_verdict_and_lose_no_band(tmp_path: Path) 
         opened.send(*events[at : at + step])
         if pieces % 2:
             opened.judged()
-            opened.monitor.judging._persist = lambda every=False: None  # type: ignore[method-assign]
+            opened.monitor.judging._persist = lambda now, every=False: None  # type: ignore[method-assign]
         at += step
         pieces += 1
         if at < len(events):
@@ -512,21 +513,17 @@ def test_old_runs_are_removed_with_all_that_is_kept_of_them_and_may_come_again(t
     opened.close()
 
 
-def test_what_is_handed_over_again_is_judged_once_and_what_was_written_is_let_go(opened: Open) -> None:
-    handed: list[list[Item]] = []
-    hand = opened.monitor.judging.hand
-    opened.monitor.judging.hand = lambda items: (handed.append(items), hand(items))[1]  # type: ignore[method-assign]
+def test_what_was_written_is_let_go_and_is_not_judged_twice(opened: Open) -> None:
     losses = [*curve(60), math.nan, *curve(40, start=62)]
     opened.send(*lines("a", losses))
     opened.judged()
     last = dict(opened.monitor.judging.last[1])
-    for items in handed[:]:
-        hand(items)
+    opened.monitor.judging.notice(opened.monitor.store.newest_ord())
     opened.send(*lines("a", curve(5, start=102), seq=101, step=102))
     opened.judged()
     said = opened.client.get("/v1/runs/a/verdicts").json()
     assert [a["alert"] for a in said["alerts"]] == ["LossNonFinite"]
     assert said["alerts"][0]["resolved_step"] is not None and last["state"] == "healthy"
     opened.monitor.judging.stop()
-    assert opened.monitor.judging.pending_bands(1) == {}
+    assert opened.monitor.judging.pending_bands(1) == []
     assert len(opened.client.get("/v1/runs/a/samples").json()["samples"]) == 106

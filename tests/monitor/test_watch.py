@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from monitor.cli.watch import register, watch
@@ -98,6 +98,7 @@ def test_fit_is_exact(text: str, width: int) -> None:
     assert width_of(fit(text, width)) == width
 
 
+@example([0.0, 1.7887271029470854e308])
 @given(st.lists(st.floats() | st.none() | st.sampled_from(["NaN", "Infinity"]), max_size=40))
 @settings(max_examples=60)
 def test_any_losses_can_be_drawn(losses: list[Any]) -> None:
