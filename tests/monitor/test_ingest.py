@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from monitor import schema
+from monitor.feeding import rows_of
 from monitor.ingest import Ingest, Refused, Taken
 from monitor.intervals import Intervals
-from monitor.feeding import rows_of
 from monitor.reading import samples
 from monitor.store import Store
 from monitor.wire import parse
