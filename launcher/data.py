@@ -4,26 +4,24 @@ The order is a pure function of (seed, sequence index): batch size, world size a
 sequence and when, never which sequence is the i-th. So every run of a ladder, a pacer beside a big run, and
 a run resumed on fewer machines read the same text in the same order, and their noise can be compared.
 
-A prepared folder holds `train.bin` and `holdout.bin` (one unsigned integer a token, little-endian) and
-`meta.json`. The holdout is every 64th block of 8,192 tokens: the same text for every context and seed.
+`launcher.prepare` makes prepared folders and says what is in them. They are memory-mapped: what a run does not read costs it
+nothing.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import sysconfig
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.errors import WrongInput
-
-BLOCK_TOKENS = 8192
-HOLDOUT_EVERY = 64
+from launcher.errors import Failed, WrongInput
 
 U64 = NDArray[np.uint64]
 
@@ -107,8 +105,7 @@ def open_tokens(folder: Path) -> Tokens:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         dtype = np.dtype(meta["dtype"])
-        train = np.memmap(folder / "train.bin", dtype=dtype, mode="r")
-        holdout = np.memmap(folder / "holdout.bin", dtype=dtype, mode="r")
+        train, holdout = _mapped(folder / "train.bin", dtype), _mapped(folder / "holdout.bin", dtype)
     except (OSError, ValueError, KeyError) as error:
         raise WrongInput(
             f"{folder}: no prepared corpus here ({error}). Prepare one with `losscast data prepare`, "
@@ -122,67 +119,69 @@ def open_tokens(folder: Path) -> Tokens:
     return Tokens(train, holdout, meta["vocab"], meta["tokenizer"], meta["digest"])
 
 
-def standard_library() -> Iterator[bytes]:
-    """Every source file of this Python's standard library, tests and installed packages left out, by path."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {
-        "site-packages",
-        "dist-packages",
-        "test",
-        "tests",
-        "idle_test",
-        "lib2to3",
-        "__pycache__",
-        "turtledemo",
-    }
-    for path in sorted(root.rglob("*.py")):
-        if not skip.intersection(path.relative_to(root).parts):
-            yield path.read_bytes()
-
-
-def prepare_bytes(documents: Iterable[bytes], folder: Path, source: str) -> Path:
-    """Write `documents` as a byte-level corpus (vocabulary 256, a zero byte between documents) to `folder`.
-
-    Whole or not there: written beside its place and renamed. Returns the folder.
-    """
-    stream = np.frombuffer(b"\0".join(documents), dtype=np.uint8)
-    blocks = np.arange(stream.size) // BLOCK_TOKENS
-    held = blocks % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
-    stream[~held].tofile(scratch / "train.bin")
-    stream[held].tofile(scratch / "holdout.bin")
-    meta = {
-        "tokenizer": "bytes",
-        "vocab": 256,
-        "dtype": "uint8",
-        "train_tokens": int((~held).sum()),
-        "holdout_tokens": int(held.sum()),
-        "digest": "sha256:" + hashlib.sha256(stream.tobytes()).hexdigest(),
-        "source": source,
-    }
-    (scratch / "meta.json").write_text(json.dumps(meta, indent=1))
-    try:
-        os.rename(scratch, folder)
-    except OSError:  # somebody else prepared it meanwhile: theirs is the same text
-        for part in scratch.iterdir():
-            part.unlink()
-        scratch.rmdir()
-    return folder
+def _mapped(path: Path, dtype: np.dtype) -> NDArray:
+    """The file as an array; an empty one can't be mapped, and needs no file."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def tokens_for(path: str, cache: Path) -> Tokens:
-    """The corpus that a spec's `data.path` names: a prepared folder, or `stdlib`, prepared on first use."""
+    """The corpus that a spec's `data.path` names: a prepared folder, `stdlib` (prepared on first use), or az://..., brought
+    to this machine's cache once. Any number of processes may ask at the same time."""
     if path == "stdlib":
+        from launcher.prepare import BYTES, standard_library, write_corpus
+
         folder = cache / "stdlib-bytes"
         if not (folder / "meta.json").exists():
-            prepare_bytes(standard_library(), folder, "Python standard library")
+            write_corpus(standard_library(), folder, BYTES, "Python standard library")
         return open_tokens(folder)
     if "://" in path:
+        return open_tokens(fetched(path, cache))
+    return open_tokens(Path(path).expanduser())
+
+
+def fetched(url: str, cache: Path) -> Path:
+    """The prepared corpus at `url` as a folder in the cache, every byte compared with its meta.json. One process brings it,
+    the others wait. Raises WrongInput where there is no corpus, Failed where it is not what its meta.json says."""
+    from launcher.storage import Missing, open_store
+
+    store = open_store(url)
+    try:
+        meta_json = store.get("meta.json")
+        meta = json.loads(meta_json)
+        files: dict[str, dict[str, Any]] = meta["files"]
+    except Missing as error:
         raise WrongInput(
-            f"data.path: {path}: only a local folder, or stdlib, can be read so far. Copy the corpus to a disk."
-        )
-    return open_tokens(Path(path))
+            f"{url}: no prepared corpus here. Make one with `losscast data prepare SOURCE -o {url}`."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise WrongInput(f"{url}: its meta.json is not one of a prepared corpus ({error}).") from error
+    if set(files) != {"train.bin", "holdout.bin"}:
+        raise WrongInput(f"{url}: its meta.json names {sorted(files)}, not train.bin and holdout.bin.")
+    folder = cache / ("corpus-" + hashlib.sha256(meta_json).hexdigest()[:32])
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "meta.json").exists():
+            return folder
+        scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}."))
+        try:
+            try:
+                got = store.download({name: scratch / name for name in files})
+            except Missing as error:
+                raise Failed(
+                    f"{url}: {error} is not there, though meta.json names it. Prepare it again."
+                ) from error
+            for name, said in files.items():
+                if got[name] != (said["bytes"], said["sha256"]):
+                    raise Failed(
+                        f"{url}/{name}: is not what meta.json says of it (sha256 {got[name][1][:12]}, "
+                        f"said {said['sha256'][:12]}). Prepare it again."
+                    )
+            (scratch / "meta.json").write_bytes(meta_json)
+            os.rename(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def cache_folder() -> Path:

@@ -108,13 +108,6 @@ def _surroundings(spec: RunSpec) -> Iterator[Problem]:
 def not_yet(spec: RunSpec) -> list[Problem]:
     """What can be planned, and what this version of losscast refuses when it is submitted, or does not do yet."""
     found = []
-    if spec.parallel.activation_checkpointing:
-        found.append(
-            Problem(
-                ("parallel.activation_checkpointing",),
-                "this version computes nothing twice: activations take what they take with false.",
-            )
-        )
     if spec.policy.pacer == "auto":
         found.append(Problem(("policy.pacer",), "this version starts no pacer."))
     if spec.policy.on_divergence == "rollback":
@@ -133,21 +126,10 @@ def not_yet(spec: RunSpec) -> list[Problem]:
 def refused(spec: RunSpec) -> list[Problem]:
     """What can be planned, and what `submit` refuses in this version."""
     found = []
-    p, urls = spec.parallel, {"checkpoints.url": spec.checkpoints.url}
-    if spec.data is not None:
-        urls["data.path"] = spec.data.path
     if isinstance(spec.workload, Entrypoint):
         found.append(
             Problem(("workload.entrypoint",), "this version trains its own gpt only; submit will refuse.")
         )
-    if p.pp > 1 or p.tp > 1:
-        keys = tuple(f"parallel.{k}" for k in ("pp", "tp") if getattr(p, k) > 1)
-        found.append(Problem(keys, "this version trains with dp and ZeRO only; submit will refuse."))
-    found += [
-        Problem((key,), "this version reads and writes folders only; submit will refuse.")
-        for key, url in urls.items()
-        if url.startswith("az://")
-    ]
     if spec.cluster.to == "kuberay":
         found.append(
             Problem(("cluster.to",), "this version submits to a Ray address only; submit will refuse.")

@@ -17,7 +17,8 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
     """The configuration as plain data for JSON; the same spec gives the same one."""
     p = spec.parallel
     config: dict[str, Any] = {
-        "train_batch_size": p.dp * spec.micro_batch * spec.accumulation,
+        # with tensor parallel DeepSpeed counts every rank as a replica here, though tp of them read the same sequences
+        "train_batch_size": p.dp * p.tp * spec.micro_batch * spec.accumulation,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": spec.accumulation,
         "gradient_clipping": spec.train.optimizer.grad_clip,
@@ -34,10 +35,29 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
     if accumulates_in_fp32(spec):
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if p.tp > 1:
-        config["tensor_parallel"] = {"autotp_size": p.tp}
+        config["tensor_parallel"] = _tensor_parallel(spec)
     if p.pp > 1:
-        config["pipeline"] = {"activation_checkpoint_interval": 1 if p.activation_checkpointing else 0}
+        # Blocks recompute themselves (`launcher.workloads.gpt.run_block`), with and without a pipeline alike.
+        config["pipeline"] = {"activation_checkpoint_interval": 0}
     return config
+
+
+def _tensor_parallel(spec: RunSpec) -> dict[str, Any]:
+    """AutoTP, told which matrices of the gpt are split and how: by heads and by hidden features. Embeddings stay whole."""
+    column, row = {"partition_type": "column"}, {"partition_type": "row"}
+    blocks = r".*blocks\.\d+\."
+    return {
+        "autotp_size": spec.parallel.tp,
+        "partition_config": {
+            "use_default_specs": False,
+            "layer_specs": [
+                # queries, keys and values lie one after another: each rank takes its heads of all three
+                {"patterns": [rf"{blocks}qkv\.weight$"], **column, "shape": [3, -1], "partition_dim": 0},
+                {"patterns": [rf"{blocks}up\.weight$"], **column},
+                {"patterns": [rf"{blocks}(out|down)\.weight$"], **row},
+            ],
+        },
+    }
 
 
 def accumulates_in_fp32(spec: RunSpec) -> bool:

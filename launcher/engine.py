@@ -12,6 +12,7 @@ import torch
 
 from launcher.ds_config import deepspeed_config
 from launcher.errors import WrongInput
+from launcher.memory import stage_layers
 from launcher.spec import Gpt, RunSpec
 from launcher.workloads.gpt import GPT, GPTShape
 
@@ -31,46 +32,76 @@ def join(backend: str | None = None) -> None:
     )
 
 
-def build_model(spec: RunSpec) -> GPT:
-    """The workload's module, its parameters drawn from `train.seed`. Raises WrongInput for what can't be built here."""
-    workload = spec.workload
+def leave() -> None:
+    """Leave the process group, at the end of a process that trained: its threads would abort a Python that just exits."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shape_of(workload: Gpt) -> GPTShape:
+    """The sizes of the model that a spec's workload describes."""
+    return GPTShape(
+        layers=workload.layers,
+        width=workload.width,
+        heads=workload.heads,
+        context=workload.context,
+        vocab=workload.vocab or 256,
+        mlp_ratio=workload.mlp_ratio,
+        positions=workload.positions,
+        tied=workload.tied,
+    )
+
+
+def build_model(spec: RunSpec) -> Any:
+    """The workload's module (with a pipeline: this rank's stage), its parameters drawn from `train.seed`."""
+    workload, p = spec.workload, spec.parallel
     if not isinstance(workload, Gpt):
         raise WrongInput(
-            "workload: only `kind: gpt` can be trained so far; an entrypoint can't. Set workload.kind to gpt."
+            "workload: an entrypoint builds its own model, and losscast has none for it here. "
+            "Set workload.kind to gpt, or run the entrypoint."
         )
-    if spec.parallel.pp > 1 or spec.parallel.tp > 1:
-        raise WrongInput(
-            f"parallel: pp: {spec.parallel.pp}, tp: {spec.parallel.tp}: pipeline and tensor parallel can't be trained "
-            f"so far. Set both to 1; dp and zero work."
-        )
-    model = GPT(
-        GPTShape(
-            layers=workload.layers,
-            width=workload.width,
-            heads=workload.heads,
-            context=workload.context,
-            vocab=workload.vocab or 256,
-            mlp_ratio=workload.mlp_ratio,
-            positions=workload.positions,
-            tied=workload.tied,
-        )
-    )
+    shape = shape_of(workload)
+    if p.pp > 1:
+        from launcher.workloads.gpt_pipe import PipedGPT
+
+        return PipedGPT(shape, stage_layers(spec), p.activation_checkpointing, spec.train.seed)
+    model = GPT(shape, recompute=p.activation_checkpointing)
     model.initialise(spec.train.seed)
     return model
 
 
-def build_engine(spec: RunSpec) -> Any:
-    """A DeepSpeed engine over the model, ready to train. The process group must have been joined."""
+def build_engine(spec: RunSpec, universal: bool = False) -> Any:
+    """A DeepSpeed engine over the model, ready to train, or with `universal` to load a checkpoint of another layout
+    first. The process group must have been joined."""
     import deepspeed
 
     model = build_model(spec)
     optimizer = spec.train.optimizer
-    groups = model.parameter_groups(spec.train.lr_base_width, optimizer.weight_decay)
+    groups = model.groups(spec.train.lr_base_width, optimizer.weight_decay)
     for group in groups:
         group["lr"] = spec.train.lr * group["lr_scale"]
     adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
-    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=deepspeed_config(spec))
+    config = deepspeed_config(spec)
+    if universal:
+        config["checkpoint"] = {**config["checkpoint"], "load_universal": True}
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+    if spec.parallel.zero == 0 and spec.train.precision == "fp32":
+        _keep_norm(engine)
     return engine
+
+
+def _keep_norm(engine: Any) -> None:
+    """Have a plain fp32 engine remember the norm it clips by: it computes one, and drops it."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(
+            engine.module.parameters(), max_norm=engine.gradient_clipping(), mpu=engine.mpu
+        )
+
+    engine.clip_fp32_gradients = clip
 
 
 def set_lr(engine: Any, lr: float) -> None:

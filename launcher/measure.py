@@ -102,18 +102,20 @@ def _train(spec: RunSpec) -> None:
     import torch
 
     from launcher.engine import build_engine
+    from launcher.layouts import layout_of
 
     engine = build_engine(spec)
+    layout = layout_of(engine, spec.parallel.pp, spec.parallel.tp)
     draw = torch.Generator().manual_seed(0)
     vocab = spec.workload.vocab if isinstance(spec.workload, Gpt) and spec.workload.vocab else 256
     for _ in range(3):
+        parts: list[Any] = []
         for _ in range(spec.accumulation):
             rows = torch.randint(0, vocab, (spec.micro_batch, spec.context + 1), generator=draw).to(
                 engine.device
             )
-            loss = engine(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-            engine.backward(loss)
-            engine.step()
+            parts.append(((rows[:, :-1].contiguous(),), rows[:, 1:].contiguous()))
+        layout.update(parts, False, lambda: None, lambda loss: None)
     engine.destroy()
 
 

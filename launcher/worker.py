@@ -9,7 +9,6 @@ the true mean, and which rank stands apart, costs the step next to nothing. Trai
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -28,6 +27,9 @@ from launcher.record import Record, StopRequest
 from launcher.runfolder import RunFolder, read_json, write_whole
 from launcher.schedule import lr_at
 from launcher.spec import RunSpec
+
+VALIDATED_AT_ONCE = 32
+"""Held-out sequences that one forward pass takes."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ class Trainer:
         import torch
         import torch.distributed as dist
 
-        from launcher.data import tokens_for
         from launcher.engine import build_engine
+        from launcher.feed import feed_for
+        from launcher.layouts import layout_of
 
         self.spec, self.assignment, self.drill = spec, assignment, drill
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -83,19 +86,11 @@ class Trainer:
                 f"parallel: dp x pp x tp is {spec.ranks} ranks and {self.world} were started. "
                 f"Start {spec.ranks}, or set parallel.dp to {self.world}."
             )
-        if spec.data is None:
-            raise WrongInput(
-                "data: the gpt workload needs a corpus. Set data.path to a prepared folder, or to stdlib."
-            )
-        self.engine = build_engine(spec)
+        self.feed = feed_for(spec, Path(assignment.cache))
+        self.engine = build_engine(spec, assignment.universal)
         self.device = self.engine.device
-        self.corpus = tokens_for(spec.data.path, Path(assignment.cache))
-        vocab = getattr(spec.workload, "vocab", None) or 256
-        if self.corpus.vocab > vocab:
-            raise WrongInput(
-                f"workload.vocab: {vocab} is less than the corpus's {self.corpus.vocab}. Set it to that or more."
-            )
-        self.sequences = spec.batch_sequences // self.world
+        self.layout = layout_of(self.engine, spec.parallel.pp, spec.parallel.tp)
+        self.share = spec.batch_sequences // spec.parallel.dp
         self._mine = torch.zeros(3, device=self.device)
         self._all = torch.zeros(3 * self.world, device=self.device)
         self._watch = Stopwatch(self.device.type == "cuda")
@@ -118,7 +113,6 @@ class Trainer:
     def step(self, step: int, wish: int) -> tuple[float, float, int]:
         """One optimizer update. Returns the mean loss over ranks, its largest departure on one rank, and the strongest
         wish of any rank: 0 go on, SAVE a checkpoint now, STOP after one."""
-        import torch
         import torch.distributed as dist
 
         from launcher.engine import set_lr
@@ -126,25 +120,15 @@ class Trainer:
         spec = self.spec
         self._watch.start()
         set_lr(self.engine, self.drill.lr(step, lr_at(step, spec)))
-        first = self.assignment.batch(step) * spec.batch_sequences + self.rank * self.sequences
-        rows = torch.from_numpy(self.corpus.batch(first, self.sequences, spec.context, spec.train.seed)).to(
-            self.device
-        )
-        total, gathered = None, None
-        parts = rows.split(spec.micro_batch)
-        for index, part in enumerate(parts):
-            loss = self.engine(part[:, :-1].contiguous(), part[:, 1:].contiguous())
-            self._watch.lap()
-            if self.drill.poisons(step):
-                loss = loss * math.nan
-            total = loss.detach() if total is None else total + loss.detach()
-            if index == len(parts) - 1:  # travels while the last gradients are computed
-                self._mine[0], self._mine[1], self._mine[2] = total / len(parts), wish, self._watch.seconds
-                gathered = dist.all_gather_into_tensor(self._all, self._mine, async_op=True)
-            self.engine.backward(loss)
-            self.engine.step()
-        assert gathered is not None
-        gathered.wait()
+        first = self.assignment.batch(step) * spec.batch_sequences + self.layout.replica * self.share
+        gathered: list[Any] = []
+
+        def tell(loss: Any) -> None:
+            self._mine[0], self._mine[1], self._mine[2] = loss, wish, self._watch.seconds
+            gathered.append(dist.all_gather_into_tensor(self._all, self._mine, async_op=True))
+
+        self.layout.update(self._parts(first), self.drill.poisons(step), self._watch.lap, tell)
+        gathered[0].wait()
         table = self._all.view(self.world, 3).tolist()
         losses = [row[0] for row in table]
         self.own_s = [row[2] for row in table]
@@ -152,26 +136,46 @@ class Trainer:
         spread = max((abs(x - mean) for x in losses), default=0.0)
         return mean, spread, int(max(row[1] for row in table))
 
+    def _parts(self, first: int) -> list[Any]:
+        """This replica's share of a batch, in micro-batches."""
+        inputs, targets = self._moved(self.feed.train(first, self.share))
+        size = self.spec.micro_batch
+        return [
+            (tuple(x[i : i + size] for x in inputs), targets[i : i + size])
+            for i in range(0, self.share, size)
+        ]
+
+    def _moved(self, arrays: Any) -> Any:
+        import torch
+
+        inputs, targets = arrays
+        moved = tuple(torch.from_numpy(x).to(self.device) for x in inputs)
+        return moved, torch.from_numpy(targets).to(self.device)
+
     def validate(self, sequences: int) -> float:
-        """Mean loss over the first `sequences` held-out sequences, shared out over ranks. The same text every time,
-        for every layout: a ladder's runs are compared on it."""
+        """Mean loss over the first `sequences` held-out sequences, shared out over replicas. The same text every time,
+        for every layout: a ladder's runs are compared on it. NaN where nothing is held out.
+
+        Every replica computes equally often, since ZeRO 3 and pipelines meet in every forward pass; one that has nothing
+        left computes the first sequences again and counts nothing.
+        """
         import torch
         import torch.distributed as dist
 
-        context = self.spec.context
-        have = min(sequences, (self.corpus.holdout.size - 1) // context)
+        have, dp = min(sequences, self.feed.holdout), self.spec.parallel.dp
         tally = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self.engine.eval()
-        with torch.no_grad():
-            for first in range(self.rank * 32, have, self.world * 32):
-                rows = torch.from_numpy(self.corpus.held_out(first, min(32, have - first), context)).to(
-                    self.device
-                )
-                loss = self.engine.module(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-                tally += torch.tensor(
-                    [float(loss) * len(rows), len(rows)], dtype=torch.float64, device=self.device
-                )
-        self.engine.train()
+        for turn in range(-(-have // (VALIDATED_AT_ONCE * dp))):
+            first = (turn * dp + self.layout.replica) * VALIDATED_AT_ONCE
+            count = max(0, min(VALIDATED_AT_ONCE, have - first))
+            arrays = (
+                self.feed.held_out(first, count)
+                if count
+                else self.feed.held_out(0, min(VALIDATED_AT_ONCE, have))
+            )
+            loss = self.layout.loss(self._moved(arrays))
+            if loss is not None and count:
+                tally[0] += loss.double() * count
+                tally[1] += count
         dist.all_reduce(tally)
         return float(tally[0] / tally[1])
 
@@ -184,12 +188,13 @@ def train(
     assignment: Assignment,
     stop: Callable[[], bool] = lambda: False,
     save: Callable[[], bool] = lambda: False,
-    beat: Callable[[int], None] = lambda step: None,
+    beat: Callable[[int, str], None] = lambda step, phase: None,
 ) -> Outcome:
     """Train one rank until the run is finished, or until any rank's `stop` says so, leaving a checkpoint behind.
 
     save  asked once a step: true makes all ranks commit a checkpoint at that step and go on
-    beat  told every step this rank has made, so that somebody can see that it lives
+    beat  told every step this rank has made, and when something longer begins ("validate", "checkpoint"), so that
+          somebody can see that it lives
 
     The process group is described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK.
     """
@@ -206,9 +211,9 @@ def train(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(spec.train.seed)
     # DeepSpeed and we use the one name that every supported torch knows; newer ones warn at each call
-    warnings.filterwarnings(
-        "ignore", message=".*all_gather_into_tensor.*is deprecated", category=FutureWarning
-    )
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*is deprecated", category=FutureWarning)
+    # gloo sends gradients between stages by a broadcast inside backward, which is not differentiated
+    warnings.filterwarnings("ignore", message=r"c10d::broadcast_: an autograd kernel", category=UserWarning)
     join()
     trainer = Trainer(spec, assignment, drill)
     trainer.restore(folder)
@@ -234,12 +239,12 @@ def train(
             wish = STOP if superseded or asked() else SAVE if save() else 0
             loss, spread, wish = trainer.step(step, wish)
             stopping = wish >= STOP
-            beat(step)
+            beat(step, "step")
             val = None
-            if step == total:
-                val, finished = trainer.validate(holdout), True
-            elif spec.eval and step % spec.eval.every_steps == 0:
-                val = trainer.validate(some)
+            if step == total or (spec.eval and step % spec.eval.every_steps == 0):
+                beat(step, "validate")
+                finished = step == total
+                val = trainer.validate(holdout if finished else some)
             if record is not None:
                 norm, now = grad_norm(trainer.engine), time.monotonic()
                 tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
@@ -256,6 +261,7 @@ def train(
                     )  # fmt: skip
                 previous = now
             if step % spec.checkpoints.every_steps == 0 or finished or wish:
+                beat(step, "checkpoint")
                 if saver.save(trainer.engine, step, wait=bool(finished or wish)):
                     saved = step
             for committed in saver.committed():
@@ -348,6 +354,9 @@ def main(argv: list[str] | None = None) -> int:
             outcome = train(shared_assignment(spec), stop=lambda: bool(stopping))
         finally:
             release_held()
+        from launcher.engine import leave
+
+        leave()
     except Exception as error:
         status = getattr(error, "exit_status", None)
         if status is None:

@@ -8,14 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data import BLOCK_TOKENS, HOLDOUT_EVERY, open_tokens, permuted, prepare_bytes, tokens_for
+from launcher.data import open_tokens, permuted, tokens_for
 from launcher.errors import WrongInput
+from launcher.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, write_corpus
+
+
+def made_of(data: bytes, folder: Path) -> Path:
+    write_corpus([[data]], folder, BYTES, "made up")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = np.random.default_rng(0).integers(0, 256, BLOCK_TOKENS * HOLDOUT_EVERY + 500, dtype=np.uint8)
-    return prepare_bytes([text.tobytes()], tmp_path_factory.mktemp("corpus") / "bytes", "made up")
+    return made_of(text.tobytes(), tmp_path_factory.mktemp("corpus") / "bytes")
 
 
 @given(size=st.integers(1, 5000), key=st.integers(0, 2**63))
@@ -61,7 +67,7 @@ def test_targets_are_the_next_tokens(corpus: Path) -> None:
 
 def test_held_out_text_is_never_trained_on(tmp_path: Path) -> None:
     blocks = [bytes([n % 251]) * BLOCK_TOKENS for n in range(2 * HOLDOUT_EVERY)]
-    tokens = open_tokens(prepare_bytes([b"".join(blocks)], tmp_path / "c", "made up"))
+    tokens = open_tokens(made_of(b"".join(blocks), tmp_path / "c"))
     assert tokens.holdout.size == 2 * BLOCK_TOKENS
     assert tokens.train.size == 2 * (HOLDOUT_EVERY - 1) * BLOCK_TOKENS
     assert set(np.unique(tokens.holdout)) == {63, 127}
@@ -91,8 +97,3 @@ def test_stdlib_is_prepared_once_and_says_what_it_is(tmp_path: Path) -> None:
     assert one.digest == two.digest == meta["digest"]
     assert one.train.size > 5_000_000
     assert one.holdout.size > 100_000
-
-
-def test_a_remote_corpus_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(WrongInput, match="Copy the corpus"):
-        tokens_for("az://account/container", tmp_path)
