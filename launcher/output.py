@@ -2,6 +2,7 @@
 
     RUN/output/<submission>.log            the job: its driver, and rank 0
     RUN/output/<submission>.end.json       how the job ended: status, error, time
+    RUN/output/<submission>.killed.json    a person ended it at once
     RUN/attempts/<k>/output/rank-<n>.log   one rank of one attempt, stdout and stderr in one
     RUN/attempts/<k>/output/rank-<n>.error.json   the exception that ended it, with its time
     RUN/attempts/<k>/failure.json          what the driver saw of the failure: rank, cause, message, step
@@ -154,7 +155,11 @@ def job_output(folder: RunFolder, submission: str) -> Iterator[JobEnd]:
             yield end
         except BaseException as error:
             said = described(error)
-            sys.stderr.write(traceback.format_exc())
+            sys.stderr.write(
+                traceback.format_exc()
+                if isinstance(error, Exception)
+                else f"losscast: ended: {said['type']}\n"
+            )
             raise
         finally:
             _note(

@@ -24,6 +24,19 @@ def as_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SHORT = ("loss", "optimal", "parameters", "tokens", "ranks", "hours", "$", "failures", "checkpoints")
+
+
+def summary(plan: dict[str, Any]) -> str:
+    """What a person decides by, before a run is handed in: `losscast plan` shows the rest."""
+    rows = [(name, text) for name, text in _rows(plan) if text and name in SHORT]
+    if plan["memory"] and plan["gpu_memory_bytes"]:
+        most = max(row["total"] for row in plan["memory"])
+        rows.append(("memory", f"{size(most)} of a GPU's {size(plan['gpu_memory_bytes'])}"))
+    lines = [f"{plan['run']}  ({plan['spec_digest'][:19]})  to {plan['to']}"]
+    return "\n".join([*lines, *(f"  {name:<13}{text}" for name, text in rows)])
+
+
 def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     batch, checkpoint = plan["batch"], plan["checkpoint"]
     return [
@@ -44,7 +57,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
             f"{plan['flops']:.3g} (6ND) + {plan['attention_flops']:.2g} attention" if plan["flops"] else "",
         ),
         ("hours", _hours(plan)),
-        ("$", _span(plan["dollars"], ",.2f") if plan["dollars"] else ""),
+        ("$", _dollars(plan)),
         ("failures", _failures(plan)),
         ("checkpoints", _checkpoints(checkpoint)),
     ]
@@ -94,6 +107,12 @@ def _hours(plan: dict[str, Any]) -> str:
     if worst < 2:
         return f"{best * 60:.3g} to {worst * 60:.3g} minutes"
     return f"{best:.3g} to {worst:.3g}"
+
+
+def _dollars(plan: dict[str, Any]) -> str:
+    if plan["dollars"]:
+        return _span(plan["dollars"], ",.2f")
+    return "unknown: set cluster.price_per_gpu_hour" if plan["gpus"] and plan["hours"] else ""
 
 
 def _span(span: dict[str, float], form: str) -> str:

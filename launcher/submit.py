@@ -1,25 +1,32 @@
-"""Hand a run to a Ray cluster as a job, and look after it from outside: list, follow, stop.
+"""Hand a run to a Ray cluster as a job, and look after it from outside: follow, stop.
 
 The run's folder is the truth about the run; Ray is asked only about the job that works on it at present.
 """
 
+import importlib.machinery
+import json
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.cluster import Cluster, Unknown
 from launcher.doubts import refused
 from launcher.errors import Failed, Held, WrongInput
 from launcher.jobs import ray_job
+from launcher.output import job_log
+from launcher.remote import ask_to_stop as ask_there
+from launcher.remote import publish, refresh
 from launcher.runfolder import RunFolder, read_json, write_whole
 from launcher.spec import RunSpec
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+AWAY_S = 60.0
+"""How long a dashboard may be silent before whoever waits for a job gives up on it."""
 SHADOWS = ("launcher", "monitor", "infra")
 """Our package names: a user's module of the same name would be imported in their stead."""
 
@@ -34,31 +41,15 @@ class Submission:
     folder: str
 
 
-@contextmanager
-def environment(extra: Mapping[str, str]) -> Iterator[None]:
-    """Ray's client reads its token settings from the environment: set them for as long as it is talked to.
-    A RAY_ADDRESS of the user's would win over the address we were given: it is put aside."""
-    before = {k: os.environ.get(k) for k in (*extra, "RAY_ADDRESS")}
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ.update(extra)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
 def refuse_shadows(folder: Path) -> None:
     """Raise WrongInput where a working directory holds modules named like ours."""
-    for name in SHADOWS:
-        for there in (folder / f"{name}.py", folder / name / "__init__.py"):
-            if there.exists() and not there.resolve().is_relative_to(Path(__file__).resolve().parents[1]):
-                raise WrongInput(
-                    f"{there}: a module of this name would be imported instead of losscast's own. Rename it, or submit from another folder."
-                )
+    ours = Path(__file__).resolve().parents[1]
+    endings = [*importlib.machinery.all_suffixes(), "/__init__.py"]
+    for there in (folder / f"{name}{ending}" for name in SHADOWS for ending in endings):
+        if there.exists() and not there.resolve().is_relative_to(ours):
+            raise WrongInput(
+                f"{there}: a module of this name would be imported instead of losscast's own. Rename it, or submit from another folder."
+            )
 
 
 def submit(
@@ -78,15 +69,13 @@ def submit(
 
     Raises Held (75) when somebody holds the run, Failed when the cluster can't be reached.
     """
-    from launcher.saving import refuse_held
-
-    problems = refused(spec)
-    if problems:
-        raise WrongInput("\n".join(f"{', '.join(p.keys)}: {p.message}" for p in problems))
-    folder = RunFolder.of(spec.checkpoints.url, spec.name)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    refuse_held(folder)
-    refuse_again(folder, spec, ray_env)
+    folder = may_submit(spec)
+    make_folder(folder)
+    try:
+        refuse_again(folder, spec, ray_env)
+    except Held:
+        _note(folder, "held")
+        raise
     if prediction is not None:
         register_prediction(folder, prediction)
     write_whole(folder.spec, spec.to_dict())
@@ -94,32 +83,80 @@ def submit(
     variables = {"RAY_AUTH_MODE": ray_env.get("RAY_AUTH_MODE", ""), **dict(env or {})}
     if spec.monitor is not None and os.environ.get(spec.monitor.token_env):
         variables.setdefault(spec.monitor.token_env, os.environ[spec.monitor.token_env])
-    if os.environ.get("LOSSCAST_CACHE"):
-        variables["LOSSCAST_CACHE"] = os.environ["LOSSCAST_CACHE"]
-    with environment(ray_env):
-        client = _client(dashboard, ray_env)
-        try:
-            client.submit_job(**ray_job(spec, str(folder.path), job, python=sys.executable, env=variables))
-        except Exception as error:
-            raise Failed(f"{dashboard} refused the job: {_line(error)}") from error
-    done = Submission(spec.name, job, dashboard, str(folder.path))
+    for name in ("LOSSCAST_CACHE", "LOSSCAST_WORK", "LOSSCAST_AZ_ENDPOINT"):
+        if os.environ.get(name):
+            variables[name] = os.environ[name]
+    handed = ray_job(spec, folder.address, job, python=sys.executable, env=variables)
+    done = Submission(spec.name, job, dashboard, folder.address)
+    # before the job: who dies in between leaves a submission that no cluster knows, and never a job nobody knows
+    before = read_json(folder.path / "submission.json")
     write_whole(
         folder.path / "submission.json", {**done.__dict__, "time": time.time(), "digest": spec.digest}
     )
+    publish(folder, folder.spec, folder.prediction, folder.path / "submission.json")
+    try:
+        Cluster(dashboard, ray_env).submit(handed)
+    except Failed:
+        if before is not None:
+            write_whole(folder.path / "submission.json", before)
+        else:
+            (folder.path / "submission.json").unlink(missing_ok=True)
+        _note(folder, "failed")
+        raise
+    _note(folder, "accepted")
     return done
+
+
+def may_submit(spec: RunSpec) -> RunFolder:
+    """The run's folder, if this spec can be submitted as far as its own storage tells. Touches nothing but a count.
+
+    Raises WrongInput for what this version can't run and for a run that is finished or began as another, Held.
+    """
+    from launcher.saving import refuse_held
+
+    problems = refused(spec)
+    if problems:
+        raise WrongInput("\n".join(f"{', '.join(p.keys)}: {p.message}" for p in problems))
+    if spec.kubernetes is not None and spec.kubernetes.working_dir is not None:
+        refuse_shadows(Path(spec.kubernetes.working_dir).expanduser())
+    folder = RunFolder.of(spec.checkpoints.url, spec.name)
+    try:
+        refuse_held(folder)
+    except Held:
+        _note(folder, "held")
+        raise
+    refresh(folder)
+    refuse_other(folder, spec)
+    return folder
+
+
+def make_folder(folder: RunFolder) -> None:
+    """Create the run's folder. Raises WrongInput where that can't be."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(
+            f"checkpoints.url: {folder.path} can't be made ({error.strerror}). Give a folder that you may write."
+        ) from None
+
+
+def _note(folder: RunFolder, outcome: str) -> None:
+    """Count a submission: accepted, held (somebody else has the run), failed (the cluster did not take it)."""
+    line = json.dumps({"time": time.time(), "outcome": outcome}) + "\n"
+    try:
+        with (folder.path / "submissions.jsonl").open("a") as file:
+            file.write(line)
+    except OSError:
+        pass  # a count is not worth a run
 
 
 FREE = frozenset({"team", "eval", "cluster", "kubernetes", "checkpoints", "law", "monitor", "policy"})
 """Sections of a spec that may differ between two submissions of one run: they change nothing of what is trained."""
 
 
-def refuse_again(folder: RunFolder, spec: RunSpec, ray_env: Mapping[str, str]) -> None:
-    """Raise where this submission would train nothing, or another model under the same name.
-
-    Held        a job for the run waits or runs, though no attempt was taken yet
-    WrongInput  the run is finished, or it began as something else
-    """
-    result, old, job = read_json(folder.result), read_json(folder.spec), read_submission(folder)
+def refuse_other(folder: RunFolder, spec: RunSpec) -> None:
+    """Raise WrongInput where this submission would train nothing, or another model under the same name."""
+    result, old = read_json(folder.result), read_json(folder.spec)
     if result is not None and result.get("digest") == spec.digest:
         raise WrongInput(
             f"{spec.name}: is finished (loss {result.get('loss')}, {folder.path}). Submit under another name to train again."
@@ -130,15 +167,21 @@ def refuse_again(folder: RunFolder, spec: RunSpec, ray_env: Mapping[str, str]) -
             f"{spec.name}: began with another {', '.join(changed)} ({folder.spec}), and a run does not change what it trains. "
             f"Put {'it' if len(changed) == 1 else 'them'} back to resume it, or submit under another name."
         )
-    if job is not None:
-        try:
-            state = status(job, ray_env)
-        except Failed:
-            return  # the cluster it was handed to is gone, and the run is held by nobody
-        if state not in ENDED:
-            raise Held(
-                f"{spec.name}: job {job.job} is {state} at {job.dashboard}. Stop it with `losscast stop`, or wait for it."
-            )
+
+
+def refuse_again(folder: RunFolder, spec: RunSpec, ray_env: Mapping[str, str]) -> None:
+    """Raise Held where a job for the run waits or runs, though no attempt was taken yet."""
+    job = read_submission(folder)
+    if job is None:
+        return
+    try:
+        state = status(job, ray_env)
+    except Failed:
+        return  # the cluster it was handed to is gone, or never heard of it, and the run is held by nobody
+    if state not in ENDED:
+        raise Held(
+            f"{spec.name}: job {job.job} is {state} at {job.dashboard}. Stop it with `losscast stop {spec.name}`, or wait for it."
+        )
 
 
 def register_prediction(folder: RunFolder, prediction: dict[str, Any]) -> None:
@@ -153,24 +196,12 @@ def register_prediction(folder: RunFolder, prediction: dict[str, Any]) -> None:
 
 def status(submission: Submission, ray_env: Mapping[str, str]) -> str:
     """Ray's word for the job: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises Failed when Ray is away."""
-    with environment(ray_env):
-        try:
-            return str(_client(submission.dashboard, ray_env).get_job_status(submission.job).value)
-        except Exception as error:
-            raise Failed(
-                f"{submission.dashboard} does not answer for job {submission.job}: {_line(error)}"
-            ) from error
+    return Cluster(submission.dashboard, ray_env).job(submission.job).status
 
 
 def logs(submission: Submission, ray_env: Mapping[str, str]) -> str:
-    """Everything the job has printed so far."""
-    with environment(ray_env):
-        try:
-            return _client(submission.dashboard, ray_env).get_job_logs(submission.job)
-        except Exception as error:
-            raise Failed(
-                f"{submission.dashboard} gave no logs of job {submission.job}: {_line(error)}"
-            ) from error
+    """Everything the job has printed so far that the cluster still has. The run's own folder keeps it for longer."""
+    return Cluster(submission.dashboard, ray_env).log(submission.job)
 
 
 def wait(
@@ -180,63 +211,44 @@ def wait(
     interval_s: float = 0.5,
 ) -> dict[str, str]:
     """Wait until every job has ended; `tick` is called with run -> state at each look. Returns the last states."""
-    with environment(ray_env):
-        clients = {s.dashboard: _client(s.dashboard, ray_env) for s in submissions}
-        states: dict[str, str] = {}
-        while True:
+    states: dict[str, str] = {}
+    heard = time.monotonic()
+    while True:
+        try:
             for s in submissions:
                 if states.get(s.run) not in ENDED:
-                    states[s.run] = str(clients[s.dashboard].get_job_status(s.job).value)
-            tick(states)
-            if all(states[s.run] in ENDED for s in submissions):
-                return states
+                    states[s.run] = status(s, ray_env)
+            heard = time.monotonic()
+        except Unknown:
+            raise
+        except Failed:
+            if time.monotonic() - heard > AWAY_S:
+                raise
             time.sleep(interval_s)
+            continue
+        tick(states)
+        if all(states[s.run] in ENDED for s in submissions):
+            return states
+        time.sleep(interval_s)
 
 
 def end_job(submission: Submission, ray_env: Mapping[str, str]) -> None:
     """Stop the Ray job at once, without a checkpoint. Asking the run itself (`ask_to_stop`) is the gentle way."""
-    with environment(ray_env):
-        try:
-            _client(submission.dashboard, ray_env).stop_job(submission.job)
-        except Exception as error:
-            raise Failed(
-                f"{submission.dashboard} did not stop job {submission.job}: {_line(error)}"
-            ) from error
+    Cluster(submission.dashboard, ray_env).stop(submission.job)
 
 
 def ask_to_stop(folder: RunFolder) -> None:
     """Ask the run to commit a checkpoint and end at its next step."""
-    folder.stop.touch()
+    ask_there(folder)
+
+
+def note_stopped(folder: RunFolder, submission: Submission) -> None:
+    """Write down that a person ended the job at once: it was killed, and can't say so itself."""
+    path = job_log(folder, submission.job).with_suffix(".killed.json")
+    write_whole(path, {"submission": submission.job, "by": "stop --now", "time": time.time()})
 
 
 def read_submission(folder: RunFolder) -> Submission | None:
     """The newest job of a run, None where it was never submitted."""
     found = read_json(folder.path / "submission.json")
     return None if found is None else Submission(*(found[k] for k in ("run", "job", "dashboard", "folder")))
-
-
-def _client(dashboard: str, ray_env: Mapping[str, str]) -> Any:
-    """Ray's own client of the Jobs API. The token goes along as a header: what Ray reads of its settings from the
-    environment it reads once, when it is first imported."""
-    try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
-        raise Failed(
-            "ray is not installed here. Install the launcher's half: pip install 'losscast[train]'"
-        ) from error
-    try:
-        return JobSubmissionClient(dashboard, headers=_bearer(ray_env))
-    except Exception as error:
-        raise Failed(f"no Ray cluster answers at {dashboard}: {_line(error)}") from error
-
-
-def _bearer(ray_env: Mapping[str, str]) -> dict[str, str]:
-    token, path = ray_env.get("RAY_AUTH_TOKEN"), ray_env.get("RAY_AUTH_TOKEN_PATH")
-    if ray_env.get("RAY_AUTH_MODE") != "token" or not (token or path):
-        return {}
-    return {"Authorization": f"Bearer {token or Path(str(path)).read_text().strip()}"}
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__

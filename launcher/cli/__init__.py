@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-MODULES = ("demo", "validate", "plan", "schema", "submit", "runs", "ladder")
+MODULES = ("demo", "validate", "plan", "schema", "data", "submit", "runs", "logs", "ending", "ladder")
 
 
 def parser() -> argparse.ArgumentParser:

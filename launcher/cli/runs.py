@@ -1,7 +1,4 @@
-"""`losscast ls | status | logs | stop` and `losscast ray`: look after runs that were submitted.
-
-A run is named by its run.yaml, or by its folder.
-"""
+"""`losscast ls | status | why` and `losscast ray`: where runs stand, and why one is not where it should be."""
 
 import argparse
 import json
@@ -10,188 +7,152 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.cli.finding import RUN_HELP
+
 
 def register(commands: Any) -> None:
     ls = commands.add_parser("ls", help="runs in a folder of runs, and where each stands")
     ls.add_argument(
         "folder", nargs="?", default="runs", help="a spec's checkpoints.url (default %(default)s)"
     )
-    ls.add_argument("--json", action="store_true")
+    ls.add_argument("--json", action="store_true", help="print them as JSON")
+    ls.add_argument(
+        "--textfile",
+        metavar="FILE.prom",
+        help="write the launcher's metrics of these runs for Prometheus' textfile collector, and print nothing",
+    )
     ls.set_defaults(func=list_runs)
     for name, func, words in (
         ("status", status_of, "where one run stands"),
-        ("logs", logs_of, "what a run's job has printed"),
-        ("stop", stop_run, "commit a checkpoint and end at the next step"),
+        ("why", why, "why a run is pending, failed, or gone"),
     ):
         parser = commands.add_parser(name, help=words)
-        parser.add_argument("run", metavar="RUN", help="run.yaml, or the run's folder")
-        if name == "status":
-            parser.add_argument("--json", action="store_true")
-        if name == "logs":
-            parser.add_argument("--follow", "-f", action="store_true", help="go on until the job ends")
-        if name == "stop":
-            parser.add_argument(
-                "--now", action="store_true", help="end the job at once, without a checkpoint"
-            )
+        parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+        parser.add_argument("--json", action="store_true", help="print it as JSON")
         parser.set_defaults(func=func)
     ray = commands.add_parser("ray", help="the local Ray that `cluster: {to: local}` uses")
     ray.add_argument("action", choices=("up", "down", "status"))
     ray.set_defaults(func=local)
 
 
-def folder_of(run: str) -> Any:
-    """The run's folder, from a run.yaml or a folder. Raises WrongInput where there is none."""
-    from launcher.errors import WrongInput
-    from launcher.runfolder import RunFolder
-    from launcher.specfile import read_spec
-
-    path = Path(run)
-    if path.is_dir():
-        folder = RunFolder(path.resolve())
-    else:
-        spec = read_spec(run)
-        folder = RunFolder.of(spec.checkpoints.url, spec.name)
-    if not folder.spec.exists():
-        raise WrongInput(f"{folder.path}: no run was submitted from here. `losscast submit {run}` does that.")
-    return folder
-
-
-def standing(folder: Any) -> dict[str, Any]:
-    """What the run's own folder says of it; nothing is asked of a cluster."""
-    from launcher.runfolder import last_step, read_json
-    from launcher.spec import RunSpec
-
-    spec = RunSpec.from_dict(read_json(folder.spec))
-    attempts, result, prediction = folder.attempts(), read_json(folder.result), read_json(folder.prediction)
-    finished = result is not None and result.get("digest") == spec.digest
-    curve = folder.curve(attempts[-1]) if attempts else None
-    return {
-        "run": spec.name,
-        "folder": str(folder.path),
-        "finished": finished,
-        "step": last_step(folder, attempts[-1]) if attempts else 0,
-        "total_steps": spec.total_steps,
-        "attempt": attempts[-1] if attempts else None,
-        "last_step_time": curve.stat().st_mtime if curve is not None and curve.exists() else None,
-        "loss": result["loss"] if finished and result else None,
-        "predicted": prediction["final_loss"] if prediction else None,
-    }
-
-
-def _words(s: dict[str, Any]) -> str:
-    state = "finished" if s["finished"] else f"step {s['step']} of {s['total_steps']}"
-    ago = (
-        ""
-        if s["finished"] or s["last_step_time"] is None
-        else f", last step {time.time() - s['last_step_time']:.0f} s ago"
-    )
-    loss = f", loss {s['loss']:.4f}" if s["loss"] is not None else ""
-    q = s["predicted"]
-    band = f", predicted {q['p50']:.4f} ({q['p05']:.4f} to {q['p95']:.4f})" if q else ""
-    return f"{s['run']}: {state}{ago}{loss}{band}"
-
-
 def list_runs(args: argparse.Namespace) -> int:
-    """Every run below a folder, by name."""
-    from launcher.errors import WrongInput
+    """Every run below a folder, by name. A cluster is asked only where a run's own storage is silent. One that can't be
+    read is said, and the others go on."""
+    from launcher.cli.finding import JobLists
+    from launcher.errors import Failed, WrongInput
     from launcher.runfolder import RunFolder
+    from launcher.standing import answer, facts_of, line, phase
 
     root = Path(args.folder)
     if not root.is_dir():
         raise WrongInput(
             f"{args.folder}: no such folder. Give the checkpoints.url of your specs: losscast ls FOLDER"
         )
-    found = [standing(RunFolder(p.resolve())) for p in sorted(root.iterdir()) if (p / "spec.json").exists()]
-    if args.json:
+    found, everything, bad, jobs = [], [], 0, JobLists()
+    for path in sorted(root.iterdir()):
+        if not (path / "spec.json").exists():
+            continue
+        try:
+            facts = facts_of(RunFolder(path.resolve()))
+            word = phase(facts)
+            if word in ("pending", "vanished"):
+                word = phase(facts, jobs.state(facts.submission))
+        except (WrongInput, Failed, OSError) as error:
+            bad += 1
+            print(f"{path.name}: can't be read: {error}", file=sys.stderr)
+            continue
+        everything.append((facts, word))
+        found.append(answer(facts, word))
+    if args.textfile:
+        from launcher.facts import exposition, write_textfile
+
+        write_textfile(Path(args.textfile), exposition(everything))
+    elif args.json:
         print(json.dumps({"runs": found}))
-    else:
-        print(
-            "\n".join(map(_words, found)) if found else f"no runs in {root}",
-            file=sys.stdout if found else sys.stderr,
-        )
-    return 0
+    elif found:
+        print("\n".join(line(said, time.time()) for said in found))
+    elif not bad:
+        print(f"no runs in {root}", file=sys.stderr)
+    return 1 if bad else 0
 
 
 def status_of(args: argparse.Namespace) -> int:
+    """One run, Ray's word for its job included."""
+    from launcher.cli.finding import folder_of, standing_of
     from launcher.errors import Failed
-    from launcher.submit import read_submission, status
+    from launcher.standing import answer, line
 
-    folder = folder_of(args.run)
-    found = standing(folder)
-    job = read_submission(folder)
-    found["job"] = None if job is None else job.job
-    try:
-        found["job_state"] = None if job is None else status(job, _reach(job))
-    except Failed as error:
-        found["job_state"] = None
-        print(f"warning: {error}", file=sys.stderr)
+    facts, word, job = standing_of(folder_of(args.run))
+    said = answer(facts, word)
+    said["job_state"] = getattr(job, "status", None)
+    if isinstance(job, Failed):
+        print(f"warning: {job}", file=sys.stderr)
     if args.json:
-        print(json.dumps(found))
-    else:
-        print(_words(found) + (f"; job {found['job']} {found['job_state'] or 'unknown'}" if job else ""))
+        print(json.dumps(said))
+        return 0
+    print(line(said, facts.now))
+    if said["holder"]:
+        print(f"held by {said['holder']}")
+    if said["job"]:
+        print(f"job {said['job']}: {said['job_state'] or 'unknown to the cluster'}")
+    if word not in ("running", "finished"):
+        print(f"next: losscast why {args.run}", file=sys.stderr)
     return 0
 
 
-def _reach(job: Any) -> dict[str, str]:
-    """RAY_* settings for the cluster of a job: the local one's token, or the user's own environment."""
-    import os
+def why(args: argparse.Namespace) -> int:
+    """A headline, the evidence, what to do."""
+    from launcher.cli.finding import folder_of, reach, standing_of
+    from launcher.cluster import Cluster
+    from launcher.errors import Failed
+    from launcher.standing import answer as plainly
+    from launcher.standing import line
+    from launcher.why import Reason, bundles_of, failed, lacking, tail, vanished
 
-    from launcher import local_ray
-    from launcher.cli.submit import local_home
+    facts, word, job = standing_of(folder_of(args.run))
+    state = getattr(job, "status", None)
+    name = facts.spec.name
+    if word == "pending":
+        submission = facts.submission or {}
+        try:
+            if state == "PENDING":
+                reason = Reason(f"Ray has not started its job: {job.message}")
+            else:
+                picture = Cluster(submission["dashboard"], reach(submission["dashboard"])).picture()
+                ours = getattr(job, "job_id", None)
+                waits = next((w for w in picture.waiting if w.job_id == ours), None)
+                reason = lacking(waits.bundles if waits else bundles_of(facts.spec), picture, ours)
+        except (Failed, KeyError) as error:
+            from launcher.output import job_log
 
-    head = local_ray.running(local_home())
-    if head is not None and head.dashboard == job.dashboard:
-        return head.environment()
-    return {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")} or {"RAY_AUTH_MODE": "disabled"}
-
-
-def _job_of(run: str) -> Any:
-    from launcher.errors import WrongInput
-    from launcher.submit import read_submission
-
-    job = read_submission(folder_of(run))
-    if job is None:
-        raise WrongInput(
-            f"{run}: trained without Ray, so no job has printed anything. Its curve lies in attempts/<n>/curve.csv."
+            said = tail(facts.folder, job_log(facts.folder, str(submission.get("job"))), 5)
+            reason = Reason(f"its cluster can't be asked: {error}", tuple(f"| {t}" for t in said))
+    elif word == "failed":
+        reason = failed(facts, vars(job) if state else None)
+    elif word == "vanished":
+        reason = vanished(facts, state)
+    elif word == "starting":
+        log = facts.folder.attempt(facts.attempt or 0) / "output" / "rank-0.log"
+        lines = tuple(f"| {t}" for t in tail(facts.folder, log, 5))
+        reason = Reason("its ranks have their places, and no step is done yet", lines)
+    else:
+        advice = {"stopped": (f"losscast resume {name}",), "ended": (f"losscast resume {name}",)}.get(
+            word, ()
         )
-    return job
-
-
-def logs_of(args: argparse.Namespace) -> int:
-    from launcher.submit import logs
-
-    job = _job_of(args.run)
-    if args.follow:
-        return follow(job, _reach(job))
-    print(logs(job, _reach(job)), end="")
-    return 0
-
-
-def follow(job: Any, ray_env: dict[str, str]) -> int:
-    """Print what the job prints until it ends. 0 when it succeeded."""
-    from launcher.submit import ENDED, logs, status
-
-    printed = 0
-    while True:
-        state = status(job, ray_env)
-        text = logs(job, ray_env)
-        print(text[printed:], end="", flush=True)
-        printed = len(text)
-        if state in ENDED:
-            print(f"{job.job}: {state}", file=sys.stderr)
-            return 0 if state == "SUCCEEDED" else 1
-        time.sleep(1.0)
-
-
-def stop_run(args: argparse.Namespace) -> int:
-    from launcher.submit import ask_to_stop, end_job
-
-    if args.now:
-        job = _job_of(args.run)
-        end_job(job, _reach(job))
-    else:
-        ask_to_stop(folder_of(args.run))
-        print("asked; the run commits a checkpoint and ends at its next step", file=sys.stderr)
+        reason = Reason(line(plainly(facts, word), facts.now).partition(": ")[2], (), advice)
+    if args.json:
+        answer = {"run": name, "phase": word, "reason": reason.headline, "evidence": reason.evidence}
+        print(json.dumps({**answer, "advice": reason.advice, **reason.facts}, default=str))
+        return 0
+    print(
+        f"{name}: {word}: {reason.headline}"
+        if reason.evidence or word in ("pending", "failed")
+        else f"{name}: {reason.headline}"
+    )
+    for text in reason.evidence:
+        print(f"  {text}")
+    for text in reason.advice:
+        print(f"next: {text}", file=sys.stderr)
     return 0
 
 
@@ -200,7 +161,7 @@ def local(args: argparse.Namespace) -> int:
     import os
 
     from launcher import local_ray
-    from launcher.cli.submit import local_home
+    from launcher.cli.finding import local_home
 
     head = local_ray.running(local_home())
     if args.action == "up" and head is None:

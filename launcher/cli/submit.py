@@ -1,4 +1,4 @@
-"""`losscast submit RUN`: hand a run to a cluster, its prediction written down first."""
+"""`losscast submit RUN`: show what a run will be and cost, ask, and hand it to a cluster, its prediction written down first."""
 
 import argparse
 import json
@@ -7,24 +7,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launcher.cli.finding import local_home as local_home
+
 
 def register(commands: Any) -> None:
     parser = commands.add_parser(
-        "submit", help="hand a run to a Ray cluster as a job, its prediction written down first"
+        "submit",
+        help="show the priced plan, ask, and hand a run to a Ray cluster",
+        description="Show what the run will be and cost, ask, and hand it to its cluster as a job, its prediction written "
+        "down first. Without a terminal there is nobody to ask: --yes is needed, except for `to: local`, which rents "
+        "nothing. Exit 75 when somebody else holds the run.",
     )
     parser.add_argument("run", metavar="RUN", help="run.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, and stop there")
+    options(parser)
+    parser.set_defaults(func=run)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What `submit` and `resume` have in common."""
+    parser.add_argument("--yes", "-y", action="store_true", help="don't ask")
     parser.add_argument(
         "--follow",
         "-f",
         action="store_true",
-        help="print what the job prints until it ends; exit 1 if it fails",
+        help="print what the run prints until it ends; exit 1 if it fails",
     )
     parser.add_argument("--json", action="store_true", help="print the submission as JSON")
-    parser.set_defaults(func=run)
 
 
 def cluster_of(to: str) -> tuple[str, dict[str, str]]:
     """URL of the Jobs API and the RAY_* settings for a spec's `cluster.to`. `local` starts a Ray where none runs."""
+    from launcher.cli.finding import settings
     from launcher.errors import WrongInput
 
     if to == "local":
@@ -40,17 +54,7 @@ def cluster_of(to: str) -> tuple[str, dict[str, str]]:
         raise WrongInput(
             "cluster.to: kuberay: can't be submitted to so far. Give the address of a Ray cluster, or local."
         )
-    settings = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")}
-    settings.setdefault("RAY_AUTH_MODE", "disabled")  # unset, a stray ~/.ray/auth_token would turn it on
-    return to, settings
-
-
-def local_home() -> Path:
-    """Where the local Ray's token, logs and address lie: LOSSCAST_HOME, or the user's state folder."""
-    base = os.environ.get("LOSSCAST_HOME") or os.path.join(
-        os.environ.get("XDG_STATE_HOME") or "~/.local/state", "losscast"
-    )
-    return Path(base).expanduser() / "ray"
+    return to, settings()
 
 
 def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
@@ -75,32 +79,80 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Submit, and with --follow stay until the end."""
-    from launcher.specfile import read_spec
-    from launcher.submit import refuse_shadows, submit
+    """Show, ask, submit, and with --follow stay until the end."""
+    from launcher.cli.plan import check_law
+    from launcher.specfile import read_document, spec_in
 
-    spec = read_spec(args.run)
-    refuse_shadows(Path.cwd())
+    document = read_document(args.run)
+    spec = spec_in(document)
     law = None if spec.law is None else Path(args.run).resolve().parent / spec.law
+    if law is not None:
+        for doubt in check_law(document, spec, str(law)):
+            print(f"warning: {', '.join(doubt['keys'])}: {doubt['message']}", file=sys.stderr)
+    return hand_in(spec, args, args.run, law=law)
+
+
+def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None) -> int:
+    """The common end of `submit` and `resume`.
+
+    said   how the person named the run, for the commands to go on with
+    law    a law to predict from; None registers no prediction and leaves the one there is
+    """
+    from launcher.cli.finding import remember
+    from launcher.plan import make_plan
+    from launcher.plantext import summary
+    from launcher.submit import may_submit, refuse_shadows, submit
+
+    refuse_shadows(Path.cwd())
+    may_submit(spec)  # before anything is asked or started: a run that is held, finished, or can't be
     prediction = prediction_for(spec, law)
+    plan = make_plan(spec)
+    if law is not None and prediction is not None:
+        from launcher.cli.plan import under_law
+
+        plan |= under_law(spec, str(law))
+    print(summary(plan), file=sys.stderr)
+    for warning in plan["warnings"]:
+        print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
+    if getattr(args, "dry_run", False):
+        return 0
+    if not args.yes and not agreed(spec, sys.stdin.isatty()):
+        print("losscast: not submitted", file=sys.stderr)
+        return 1
     if prediction is not None:
-        q = prediction["final_loss"]
-        print(
-            f"predicted {q['p50']:.4f} (90% interval {q['p05']:.4f} to {q['p95']:.4f}), {prediction['digest']}",
-            file=sys.stderr,
-        )
+        print(f"prediction {prediction['digest']}", file=sys.stderr)
     dashboard, ray_env = cluster_of(spec.cluster.to)
     done = submit(spec, dashboard, ray_env, prediction=prediction)
+    remember(spec.name, done.folder)
     if args.json:
         print(json.dumps(done.__dict__))
     else:
         print(done.job)
-    if not args.follow:
-        print(
-            f"next: losscast logs -f {args.run}   losscast status {args.run}   losscast stop {args.run}",
-            file=sys.stderr,
-        )
-        return 0
-    from launcher.cli.runs import follow
+    if args.follow:
+        from launcher.cli.logs import follow
+        from launcher.runfolder import RunFolder
 
-    return follow(done, ray_env)
+        return follow(RunFolder.at(done.folder))
+    print(
+        "next: " + "   ".join(f"losscast {c} {said}" for c in ("logs -f", "status", "why", "stop")),
+        file=sys.stderr,
+    )
+    return 0
+
+
+def agreed(spec: Any, terminal: bool) -> bool:
+    """Ask the person. Where there is none, only a run on this machine goes on. Raises WrongInput for others."""
+    from launcher.errors import WrongInput
+
+    if not terminal:
+        if spec.cluster.to == "local":
+            return True
+        raise WrongInput(
+            f"submit to {spec.cluster.to} asks before it spends anything, and there is no terminal to ask on. Add --yes."
+        )
+    print("submit it? [y/N] ", end="", file=sys.stderr, flush=True)
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return False

@@ -1,0 +1,159 @@
+"""`losscast stop | resume | end`: let a run rest, go on with it, or close one that nobody holds any more."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from launcher.cli.finding import RUN_HELP
+
+PATIENCE_S = 900.0
+"""How long `stop` waits for a step and a checkpoint before it says that it goes on alone."""
+
+
+def register(commands: Any) -> None:
+    stop = commands.add_parser(
+        "stop",
+        help="commit a checkpoint, then end at the next step",
+        description="Ask the run to commit a checkpoint and end at its next step, and wait until it has. "
+        "`losscast resume` goes on from there.",
+    )
+    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
+    stop.add_argument("--no-wait", action="store_true", help="ask, and return at once")
+    stop.add_argument(
+        "--timeout", type=float, default=PATIENCE_S, metavar="S", help="seconds to wait (default %(default)g)"
+    )
+    stop.add_argument("--now", action="store_true", help="end the job at once, without a checkpoint")
+    stop.set_defaults(func=stop_run)
+    resume = commands.add_parser(
+        "resume",
+        help="go on from the newest checkpoint that verifies",
+        description="Submit a run again. Its job goes on from the newest committed checkpoint that verifies, and says "
+        "why it passed over a newer one.",
+    )
+    from launcher.cli.submit import options
+
+    resume.add_argument("run", metavar="RUN", help=RUN_HELP)
+    options(resume)
+    resume.set_defaults(func=resume_run)
+    end = commands.add_parser(
+        "end",
+        help="close a run that vanished",
+        description="Close a run that was taken and that nobody holds any more: an entry in its log, after which "
+        "whoever wakes up late can write nothing, and run_ended to the monitor. It can still be resumed.",
+    )
+    end.add_argument("run", metavar="RUN", help=RUN_HELP)
+    end.add_argument("--reason", default="vanished", help="told to the monitor (default %(default)s)")
+    end.set_defaults(func=end_run)
+
+
+def stop_run(args: argparse.Namespace) -> int:
+    """Ask, wait, say what was committed."""
+    from launcher.cli.finding import folder_of, reach, standing_of
+    from launcher.errors import Failed, WrongInput
+    from launcher.remote import ask_to_stop
+    from launcher.standing import LIVE
+    from launcher.submit import end_job, note_stopped, read_submission
+
+    folder = folder_of(args.run)
+    facts, word, known = standing_of(folder)
+    job = read_submission(folder)
+    if word == "vanished" and getattr(known, "status", None) in ("PENDING", "RUNNING") and not args.now:
+        raise Failed(
+            f"{folder.name}: nobody renews its lease, so nobody would hear the wish; yet Ray counts job {known.submission} as "
+            f"{known.status}. `losscast stop --now {args.run}` ends that job, `losscast why {args.run}` says more."
+        )
+    if word not in LIVE and not (args.now and word == "vanished"):
+        print(f"{folder.name}: {word} already; nothing to stop", file=sys.stderr)
+        return 0
+    if args.now or (word == "pending" and job is not None):
+        if job is None:
+            raise WrongInput(
+                f"{folder.name}: torchrun started it, so there is no job to end: leave out --now, or end its processes on their machine."
+            )
+        end_job(job, reach(job.dashboard))
+        note_stopped(folder, job)
+        print(
+            f"{folder.name}: its job is ended" + ("" if args.now else "; it had not begun"), file=sys.stderr
+        )
+        return 0
+    ask_to_stop(folder)
+    if args.no_wait:
+        print("asked; the run commits a checkpoint and ends at its next step", file=sys.stderr)
+        return 0
+    print(f"{folder.name}: asked; waiting for its next step and a checkpoint", file=sys.stderr)
+    until = time.monotonic() + args.timeout
+    while time.monotonic() < until:
+        time.sleep(0.5)
+        facts, word, _ = standing_of(folder, ask=False)
+        if word not in LIVE:
+            break
+        if not folder.stop.exists():
+            ask_to_stop(folder)  # a restart began in between, and took the wish for an old one
+    else:
+        raise Failed(
+            f"{folder.name}: has not ended after {args.timeout:g} s; it was asked and may still. `losscast status {args.run}` tells, "
+            f"`losscast stop --now {args.run}` ends it without a checkpoint."
+        )
+    commit = facts.committed
+    kept = (
+        f"the checkpoint of step {commit.fields.get('step')} is committed"
+        if commit
+        else "no checkpoint was committed"
+    )
+    print(f"{folder.name}: {word} at step {facts.step}; {kept}", file=sys.stderr)
+    if word == "stopped":
+        print(f"next: losscast resume {args.run}", file=sys.stderr)
+    return 0 if word in ("stopped", "finished") else 1
+
+
+def resume_run(args: argparse.Namespace) -> int:
+    """Submit again, from the run's own spec unless a run.yaml was given."""
+    from pathlib import Path
+
+    from launcher.cli.finding import folder_of, standing_of
+    from launcher.cli.submit import hand_in
+    from launcher.errors import WrongInput
+    from launcher.specfile import read_spec
+
+    folder = folder_of(args.run)
+    facts, word, _ = standing_of(folder)
+    if word == "finished":
+        raise WrongInput(f"{folder.name}: is finished; there is nothing to go on with.")
+    spec = read_spec(args.run) if Path(args.run).is_file() else facts.spec
+    commit = facts.committed
+    if commit is not None:
+        print(
+            f"{folder.name}: goes on from step {commit.fields.get('step')} of {spec.total_steps}, the newest committed checkpoint, "
+            "if it verifies",
+            file=sys.stderr,
+        )
+    else:
+        print(f"{folder.name}: no checkpoint was committed: it begins at step 0", file=sys.stderr)
+    return hand_in(spec, args, args.run, law=None)
+
+
+def end_run(args: argparse.Namespace) -> int:
+    """Take the run, write its end, tell the monitor, let go."""
+    from launcher.cli.finding import folder_of, standing_of
+    from launcher.closing import close
+    from launcher.errors import Held, WrongInput
+
+    folder = folder_of(args.run)
+    facts, word, job = standing_of(folder)
+    if facts.holder.alive:
+        raise Held(
+            f"{folder.name} is held by {facts.holder.who()}. `losscast stop {args.run}` ends a run that lives."
+        )
+    if word != "vanished":
+        raise WrongInput(f"{folder.name}: {word}, not vanished: there is nothing to close.")
+    if getattr(job, "status", None) == "RUNNING":
+        print(
+            f"warning: Ray still counts job {job.submission} as running; whatever of it wakes up can write nothing any more. "
+            f"`losscast stop --now {args.run}` ends it.",
+            file=sys.stderr,
+        )
+    told = close(facts, args.reason)
+    print(f"{folder.name}: ended at step {facts.step}; {told}", file=sys.stderr)
+    print(f"next: losscast resume {args.run}   losscast ls", file=sys.stderr)
+    return 0

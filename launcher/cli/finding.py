@@ -1,0 +1,140 @@
+"""Which run a person means, and how its cluster is reached.
+
+A run is named by its run.yaml, by its folder, or by its name: below ./runs, or wherever this machine last submitted it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Failed, WrongInput
+
+RUN_HELP = "run.yaml, the run's folder, or its name"
+
+
+def home() -> Path:
+    """This person's own state: LOSSCAST_HOME, or the user's state folder."""
+    base = os.environ.get("LOSSCAST_HOME") or os.path.join(
+        os.environ.get("XDG_STATE_HOME") or "~/.local/state", "losscast"
+    )
+    return Path(base).expanduser()
+
+
+def local_home() -> Path:
+    """Where the local Ray's token, logs and address lie."""
+    return home() / "ray"
+
+
+def remember(name: str, address: str) -> None:
+    """Keep in mind where a run of that name was submitted to. Never raises: it is a convenience."""
+    from launcher.runfolder import read_json, write_whole
+
+    path = home() / "known.json"
+    try:
+        known = read_json(path) or {}
+        known.pop(name, None)
+        write_whole(path, dict([*list(known.items())[-499:], (name, address)]))
+    except (OSError, WrongInput):
+        pass
+
+
+def folder_of(run: str) -> Any:
+    """The run's folder, from a run.yaml, a folder, an az:// address or a name. Raises WrongInput where there is none."""
+    from launcher.remote import refresh
+    from launcher.runfolder import RunFolder
+    from launcher.specfile import read_spec
+
+    path = Path(run)
+    if run.startswith("az://"):
+        folder = RunFolder.at(run)
+    elif path.is_dir():
+        folder = RunFolder(path.resolve())
+    elif path.is_file() or path.suffix in (".yaml", ".yml", ".json") or "/" in run:
+        spec = read_spec(run)
+        folder = RunFolder.of(spec.checkpoints.url, spec.name)
+    else:
+        folder = _by_name(run)
+    refresh(folder)
+    if not folder.spec.exists():
+        raise WrongInput(
+            f"{folder.address}: no run was submitted from here. `losscast submit {run}` does that."
+        )
+    return folder
+
+
+def _by_name(name: str) -> Any:
+    """A run below ./runs, or where this machine submitted it last."""
+    from launcher.runfolder import RunFolder, read_json
+
+    if (Path("runs") / name / "spec.json").exists():
+        return RunFolder((Path("runs") / name).resolve())
+    try:
+        known = (read_json(home() / "known.json") or {}).get(name)
+    except WrongInput:
+        known = None
+    if known is None or not (known.startswith("az://") or Path(known).is_dir()):
+        raise WrongInput(
+            f"{name}: no run of that name in ./runs, and this machine submitted none that is still there. "
+            "Give its run.yaml or its folder."
+        )
+    return RunFolder.at(known)
+
+
+def reach(dashboard: str) -> dict[str, str]:
+    """RAY_* settings for a cluster: the local one's token, or the user's own environment."""
+    from launcher import local_ray
+
+    head = local_ray.running(local_home())
+    if head is not None and head.dashboard == dashboard:
+        return head.environment()
+    return settings()
+
+
+def settings() -> dict[str, str]:
+    """The user's own RAY_AUTH_* settings; unset, a stray ~/.ray/auth_token would turn authentication on."""
+    return {"RAY_AUTH_MODE": "disabled", **{k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")}}
+
+
+def job_of(facts: Any) -> Any:
+    """What Ray says of a run's newest job: a `launcher.cluster.Job`, or the Failed that it was silent with. None where the
+    run has no job."""
+    from launcher.cluster import Cluster
+
+    submission = facts.submission
+    if submission is None:
+        return None
+    try:
+        return Cluster(submission["dashboard"], reach(submission["dashboard"])).job(submission["job"])
+    except Failed as error:
+        return error
+
+
+def standing_of(folder: Any, *, ask: bool = True) -> tuple[Any, str, Any]:
+    """Facts, phase, and Ray's word (a Job, a Failed, or None). With `ask` false no cluster is asked."""
+    from launcher.standing import facts_of, phase
+
+    facts = facts_of(folder)
+    job = job_of(facts) if ask and not facts.finished else None
+    return facts, phase(facts, getattr(job, "status", None)), job
+
+
+class JobLists:
+    """Jobs of the clusters that runs were handed to, each cluster asked once, and not for long."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, str]] = {}
+
+    def state(self, submission: Any) -> str | None:
+        """Ray's word for a submission's job; None where its cluster is silent or does not know it."""
+        from launcher.cluster import Cluster
+
+        if submission is None:
+            return None
+        address = str(submission.get("dashboard"))
+        if address not in self._known:
+            try:
+                jobs = Cluster(address, reach(address)).jobs(timeout_s=3.0)
+                self._known[address] = {j.submission: j.status for j in jobs}
+            except Failed:
+                self._known[address] = {}
+        return self._known[address].get(str(submission.get("job")))
