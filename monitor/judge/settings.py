@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class Settings:
     """Heights, windows and tolerances of the judge."""
 
-    warn: float = 9.5
+    warn: float = 9.0
     """Height (sigmas) of the patient CUSUM that opens LossOffLine."""
     warn_quick: float = 7.5
     """Height (sigmas) of the quick one, which finds shifts of several sigmas in two or three samples."""

@@ -18,6 +18,10 @@ EXPECTED = 0.7396
 MOST_LAG = 1.3
 """Sigmas of a falling level's lag that are made good: were the fall to stop dead, the level would be low by 0.37 of it,
 which the reference of the CUSUM swallows. Less of it in the first 500 samples, when one outlier looks like a fall."""
+GOES_ON = 0.8
+"""Share of the present fall by which a level under suspicion goes on falling: a loss that should fall and stays is late."""
+MOST_FALL = 1.0
+"""Sigmas it falls at most in one suspicion."""
 YOUNG = 30
 """Samples in which the spread is still learnt from nothing."""
 UNDER_FLOOR = 1e-6
@@ -25,7 +29,7 @@ UNDER_FLOOR = 1e-6
 
 
 class Track:
-    """Level and spread of one series. Constant memory: twelve numbers."""
+    """Level and spread of one series. Constant memory: fourteen numbers."""
 
     __slots__ = (
         "base",
@@ -33,6 +37,7 @@ class Track:
         "before2",
         "calm_sd",
         "count",
+        "fallen",
         "follow",
         "known",
         "last",
@@ -41,11 +46,12 @@ class Track:
         "s1",
         "s2",
         "sd",
+        "slope",
         "up",
         "weight",
     )  # fmt: skip
     SAVED = ("count", "s1", "s2", "sd", "product", "last", "before", "before2", "base", "calm_sd", "weight",
-             "known")  # fmt: skip
+             "known", "fallen", "slope")  # fmt: skip
 
     def __init__(self, memory: int, up: float = 2.0, follow: bool = False) -> None:
         """`follow`: any trend is legitimate and followed; else only a falling level is, and by half a sigma."""
@@ -56,12 +62,13 @@ class Track:
         self.base = self.calm_sd = 0.0
         self.weight = 1.0
         self.known = 0.0
+        self.fallen = self.slope = 0.0
 
     def score(self, y: float) -> float:
         """The residual of y in robust standard deviations; 0 until three samples were learnt."""
         if self.count < 3:
             return 0.0
-        z = (y - self.base) / self.calm_sd
+        z = (y - self.base + self.fallen) / self.calm_sd
         return z if -1e6 < z < 1e6 else math.copysign(1e6, z)
 
     def learn(self, y: float, calm: bool) -> None:
@@ -99,6 +106,13 @@ class Track:
         self.sd = sd
         if calm or count <= YOUNG:
             self.promote()
+            if not self.follow:
+                lag = min(max(0.0, self.s2 - self.s1), MOST_LAG * sd) * max(
+                    0.0, min(1.0, count / 500.0 - 0.5)
+                )
+                self.slope = GOES_ON * gain * lag
+        elif self.fallen < MOST_FALL * self.calm_sd:
+            self.fallen += self.slope
 
     def promote(self) -> None:
         """What was learnt so far is healthy: judge by it from here on."""
@@ -109,6 +123,7 @@ class Track:
             most = MOST_LAG * self.sd * min(1.0, self.count / 500.0)
             self.base = self.s1 - (0.0 if lag < 0.0 else (lag if lag < most else most))
         self.calm_sd = self.sd
+        self.fallen = 0.0
         rho = self.product / 0.6 - 2.0 / math.sqrt(max(1, min(self.count, self.memory)))
         self.weight = 1.0 if rho <= 0.0 else (0.05 if rho > 0.9 else (1.0 - rho) / (1.0 + rho))
 
@@ -118,9 +133,11 @@ class Track:
         self.s1 = self.base
         self.s2 = self.base + (lag if self.follow else 0.0)
         self.sd = self.calm_sd
+        self.fallen = 0.0
 
     def restart(self, level: float | None = None) -> None:
         """Learn the level anew, from `level` where it is known; the spread is kept."""
+        self.fallen = self.slope = 0.0
         if level is None:
             self.count = 0
         else:

@@ -43,6 +43,16 @@ def test_a_learning_rate_too_high_is_called_in_a_few_steps_and_paged() -> None:
     assert alerts[1]["alert"] == "LossDiverged" and alerts[1]["severity"] == "critical"
 
 
+def test_a_loss_that_should_fall_and_stays_is_late_and_found() -> None:
+    """A shift of 1.1 sigmas that the fall itself makes good within 200 samples; a frozen level finds 6 of 10."""
+    found = []
+    for seed in range(10):
+        losses = [e - 0.0001 * t for t, e in enumerate(curve(1000, seed, sd=0.04))]
+        losses[700:] = [loss + 0.044 for loss in losses[700:]]
+        found += [a["step"] for a in replay(samples(losses))["alerts"][:1]]
+    assert len(found) >= 9 and min(found) >= 700
+
+
 def test_a_spike_that_recovers_ends_as_information() -> None:
     losses = curve(2000)
     losses[1000:1008] = [loss + 1.0 for loss in losses[1000:1008]]
