@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.data import cache_folder
 from launcher.elastic import fewest_ranks, fitted, needs_universal, to_universal
@@ -19,11 +19,15 @@ from launcher.errors import Held, WrongInput
 from launcher.failures import RankFailed
 from launcher.goodput import Ledger
 from launcher.output import job_output, note_failure
+from launcher.owning import Ownership, last_commit, oldest_commit, tell_lease_lost
+from launcher.remote import forget_stop, refresh
 from launcher.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.rollback import Adviser, RollBack, Rollbacks
 from launcher.runfolder import RunFolder, last_step, read_json
 from launcher.spec import RunSpec
 from launcher.worker import Assignment, Outcome
+
+T = TypeVar("T")
 
 GROW_CHECK_S = 5.0
 """How often a run on fewer ranks than it asked for looks for more."""
@@ -40,7 +44,7 @@ class LeaseGone(Exception):
     """The run could not be held: whoever takes it next may be us."""
 
 
-def patiently[T](work: Callable[[], T], what: str) -> T:
+def patiently(work: Callable[[], T], what: str) -> T:
     """Do something with the run's storage, again and again while the storage is gone. Raises its error in the end."""
     began, tries = time.monotonic(), 0
     while True:
@@ -72,6 +76,7 @@ class Driver:
         self.attempt = 0
         self._looked = 0.0
         self._growing = False
+        self._began, self._from = 0.0, 0
 
     def run(self, owner: Any) -> int:
         """Attempts until the run is finished, stopped or given up. Returns the exit status; raises LeaseGone."""
@@ -113,12 +118,12 @@ class Driver:
         if universal and path is not None:
             target = self.folder.attempt(self.attempt) / "universal"
             path = to_universal(path, target, say)
-        patiently(lambda: self.folder.stop.unlink(missing_ok=True), "clear the wish to stop")
+        patiently(lambda: forget_stop(self.folder), "clear the wish to stop")
         on = f"{here.ranks} ranks" if here is self.spec else f"{here.ranks} of {self.spec.ranks} ranks"
         say(f"{self.spec.name}: attempt {self.attempt} on {on}, from step {step} of {self.spec.total_steps}")
         assignment = Assignment(
             spec=here.to_dict(),
-            folder=str(self.folder.path),
+            folder=self.folder.address,
             attempt=self.attempt,
             cache=str(cache_folder()),
             resume_step=step,
@@ -128,14 +133,19 @@ class Driver:
             digest=self.spec.digest,
         )
         self._growing, self._looked = False, time.monotonic()
+        self._began, self._from = self._looked, step
         self.ledger.begin(here.ranks, step, time.monotonic())
         try:
             return self.group.train(assignment, here.ranks, lambda seen: self._tick(seen, here))
         finally:
             now = time.monotonic()
-            self.ledger.saw(self.group.seen.reached, now, self.group.seen.age_s)
+            self.ledger.saw(self._reached(), now, self.group.seen.age_s)
             self.ledger.end(now)
             self.group.halt()
+
+    def _reached(self) -> int:
+        """The newest step that this attempt has made, as far as is known."""
+        return max(self.group.seen.reached, last_step(self.folder, self.attempt))
 
     def _tick(self, seen: Any, here: RunSpec) -> None:
         """A few times a second while an attempt trains."""
@@ -143,19 +153,25 @@ class Driver:
         self.ledger.saw(seen.reached, now, seen.age_s)
         if self.owner.lost is not None:
             raise LeaseGone(self.owner.lost)
-        if self.adviser is not None and (ask := self.adviser.ask(self.attempt, self.rollbacks)) is not None:
-            raise ask
+        if self.adviser is not None:
+            ask = self.adviser.ask(
+                self._began, self._from, seen.reached, lambda: oldest_commit(self.folder), self.rollbacks
+            )
+            if ask is not None:
+                raise ask
         if here.ranks < self.spec.ranks and not self._growing and now - self._looked > GROW_CHECK_S:
             self._looked = now
             more = self.group.could_use()
             if fewest_ranks(self.spec) <= more and fitted(self.spec, more).ranks > here.ranks:
-                say(f"{self.spec.name}: room for {fitted(self.spec, more).ranks} ranks: a checkpoint, then all of them")
+                say(
+                    f"{self.spec.name}: room for {fitted(self.spec, more).ranks} ranks: a checkpoint, then all of them"
+                )
                 self._growing = True
                 self.group.stop()
 
     def _failed(self, error: RankFailed) -> int | None:
         """What follows from a failure: None to try again, or the exit status."""
-        name, reached = self.spec.name, max(self.group.seen.reached, last_step(self.folder, self.attempt))
+        name, reached = self.spec.name, self._reached()
         note_failure(
             self.folder, self.attempt, rank=error.rank, cause=error.cause, message=error.message, step=reached
         )
@@ -194,10 +210,7 @@ class Driver:
 
     def _rolled_back(self, ask: RollBack) -> None:
         """Make a rollback part of the run: checkpoints from the onset on are void, the batches after it left out."""
-        from launcher.saving import void_after
-
-        patiently(lambda: void_after(self.folder, self.attempt, ask.onset - 1), "void checkpoints")
-        self.rollbacks.add(self.folder, ask)
+        patiently(lambda: self.rollbacks.add(self.folder, self.attempt, ask), "write the rollback down")
         say(
             f"{self.spec.name}: rolled back: {ask.why}. Checkpoints from step {ask.onset} on are void, and batches "
             f"{ask.onset} to {ask.called} are left out ({self.rollbacks.told()})"
@@ -210,9 +223,7 @@ class Driver:
 
     def _over(self, outcome: Outcome) -> int:
         how = "finished" if outcome.finished else "stopped"
-        loss = (
-            "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f} nats per token"
-        )
+        loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f} nats per token"
         say(f"{self.spec.name}: {how} at step {outcome.step}{loss}, {outcome.seconds:.1f} s in the loop")
         self.ledger.saw(outcome.step, time.monotonic())
         self.ledger.settle(outcome.step, time.monotonic())
@@ -221,21 +232,20 @@ class Driver:
         return 0
 
     def _close_books(self) -> None:
-        self.ledger.settle(0, time.monotonic())
+        self.ledger.settle(last_commit(self.folder), time.monotonic())
         say(f"{self.spec.name}: {self.ledger.told()}; restarts: {self.restarts.told()}")
         self.ledger.write(self.folder.path / "goodput.json")
 
     def close(self) -> None:
         """Give every place back, and keep the books."""
-        self.ledger.settle(0, time.monotonic())
+        self.ledger.settle(last_commit(self.folder), time.monotonic())
         self.ledger.write(self.folder.path / "goodput.json")
         self.group.close()
 
 
 def drive(folder: RunFolder, submission: str) -> int:
     """Run attempts until the run is finished. Returns the exit status."""
-    from launcher.saving import Ownership, tell_lease_lost
-
+    patiently(lambda: refresh(folder), "bring the run's documents")
     spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
     driver: Driver | None = None
     try:
@@ -244,7 +254,7 @@ def drive(folder: RunFolder, submission: str) -> int:
             try:
                 patiently(owner.take, "take the run")
             except Held as held:
-                tell_lease_lost(folder, spec, str(held))
+                tell_lease_lost(folder, spec, held)
                 raise
             try:
                 driver = driver or Driver(folder, spec)

@@ -1,7 +1,7 @@
 """One run, one writer: the run's log decides who writes, its lease says who lives.
 
     log/<n>.json   n = 0, 1, 2, ...: created, never changed. Kinds: attempt (somebody takes the run), commit (a
-                   checkpoint is whole), end. Each carries a nonce and a checksum of itself.
+                   checkpoint is whole), rollback (those after a step are void), end. Each carries a nonce and a checksum of itself.
     lease/<k>.json rewritten while the holder of attempt k lives; one for each attempt, so that a renewal that was stuck
                    on its way for an hour can't overwrite the lease of somebody newer
 
@@ -127,8 +127,15 @@ class RunLog:
         return next((e for e in reversed(self.entries()) if e.kind in ("attempt", "void")), None)
 
     def commits(self) -> list[Entry]:
-        """Committed checkpoints, newest first."""
-        return [e for e in reversed(self.entries()) if e.kind == "commit"]
+        """Committed checkpoints, newest first, without those that a rollback after them made void."""
+        found: list[Entry] = []
+        last = float("inf")
+        for entry in reversed(self.entries()):
+            if entry.kind == "rollback":
+                last = min(last, entry.fields["step"])
+            elif entry.kind == "commit" and entry.fields["step"] <= last:
+                found.append(entry)
+        return found
 
     def standing(self) -> Standing:
         """Who has the run now."""

@@ -4,11 +4,9 @@ The rules are those of `launcher.runlog` (the log decides who writes) and `launc
 file binds them to a run's folder and to DeepSpeed's writer.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from launcher import checkpoints
@@ -25,6 +23,8 @@ class Resume:
 
     step: int
     path: Path
+    topology: dict[str, int]
+    """dp, pp, tp and zero of the ranks that wrote it."""
 
 
 def run_log(folder: RunFolder) -> RunLog:
@@ -47,7 +47,7 @@ def newest_verified(folder: RunFolder, say: Callable[[str], None]) -> Resume | N
     """The newest committed checkpoint that verifies, saying why newer ones are skipped. None: start from the seed."""
     into = None if folder.url is None else folder.path
     found = checkpoints.newest_verified(store_of(folder), run_log(folder), say, into)
-    return None if found is None else Resume(found.step, folder.path / found.key.rstrip("/"))
+    return None if found is None else Resume(found.step, folder.path / found.key.rstrip("/"), found.topology)
 
 
 def write_checkpoint(
@@ -82,60 +82,6 @@ def commit_checkpoint(
     )  # fmt: skip
     if folder.url is None:
         checkpoints.retain(store, log, spec.checkpoints.keep, just_committed=entry)
-
-
-class Ownership:
-    """The right to write a run, for as long as the context lasts. Each restart goes on under a new attempt number."""
-
-    def __init__(self, folder: RunFolder, spec: RunSpec, submission: str, say: Callable[[str], None]) -> None:
-        self._folder, self._spec, self._submission, self._say = folder, spec, submission, say
-        self._holding: Holding | None = None
-        self._started = False
-        self.lost: str | None = None
-        """Why the run is no longer ours, once it is not."""
-
-    def __enter__(self) -> "Ownership":
-        self._holding = run_log(self._folder).take(self._submission, on_lost=self._gone, say=self._say)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._holding is not None:
-            self._holding.release()
-
-    def _gone(self, why: str) -> None:
-        """Called from the lease's thread: the ranks end at their next step, and could commit nothing anyway."""
-        self.lost = why
-        self._folder.stop.touch()
-
-    def next_attempt(self) -> int:
-        """The number to train under: the one just taken, then a new one for each restart."""
-        assert self._holding is not None
-        if self._started:
-            self._holding.next_attempt()
-        self._started = True
-        return self._holding.attempt
-
-    def tell(self, event: str, attempt: int, **fields: Any) -> None:
-        """Tell the monitor what no rank can tell any more: a restart with its cause, or a failed end."""
-        if self._spec.monitor is None:
-            return
-        import os
-
-        from launcher.reporter import Reporter
-
-        # no spool: the ranks' reporter has its own there, and what matters here is said again by the next attempt
-        reporter = Reporter(
-            self._spec.monitor.url,
-            os.environ.get(self._spec.monitor.token_env, ""),
-            self._spec.name,
-            attempt,
-            None,
-            quiet=True,
-        )
-        reporter.event(event, time=time.time(), **fields)
-        reporter.close(reason=None, timeout_s=3.0)
 
 
 def shared_assignment(spec: RunSpec) -> Assignment:
