@@ -147,7 +147,7 @@ class RunLog:
         lease = self._lease(key)
         if lease.get("nonce") == newest.nonce and newest.kind == "attempt":
             if lease.get("released"):
-                return Standing(newest, False, self.store.age_s(key) or 0.0)
+                return Standing(newest, False, self.store.age_s(key) or 0.0, released=True)
             ages.append(self.store.age_s(key))
         age = min((a for a in ages if a is not None), default=0.0)
         return Standing(newest, age < self.term_s, age)

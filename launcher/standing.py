@@ -37,6 +37,8 @@ class Facts:
     submission: dict[str, Any] | None
     """submission.json; None for a run that torchrun started."""
     entries: tuple[Entry, ...]
+    committed: Entry | None
+    """The newest committed checkpoint."""
     holder: Standing
     end: dict[str, Any] | None
     """How the newest submission's job ended, by its own account."""
@@ -70,14 +72,9 @@ class Facts:
         for entry in reversed(self.entries):
             if entry.kind == "end":
                 return True
-            if entry.kind in ("attempt", "void") and entry.fields.get("closing") is None:
+            if entry.kind in ("attempt", "void"):
                 return False
         return False
-
-    @property
-    def committed(self) -> Entry | None:
-        """The newest committed checkpoint."""
-        return next((e for e in reversed(self.entries) if e.kind == "commit"), None)
 
     @property
     def finished(self) -> bool:
@@ -104,6 +101,7 @@ def facts_of(folder: RunFolder) -> Facts:
         folder=folder,
         submission=submission,
         entries=tuple(log.entries()),
+        committed=next(iter(log.commits()), None),
         holder=log.standing(),
         end=_end_of(folder, submission["job"]) if submission else None,
         result=read_json(folder.result),

@@ -93,7 +93,7 @@ def status_of(args: argparse.Namespace) -> int:
     print(line(said, facts.now))
     if said["holder"]:
         print(f"held by {said['holder']}")
-    if said["job"]:
+    if said["job"] and job is not None:
         print(f"job {said['job']}: {said['job_state'] or 'unknown to the cluster'}")
     if word not in ("running", "finished"):
         print(f"next: losscast why {args.run}", file=sys.stderr)
