@@ -1,0 +1,35 @@
+"""Trains several runs one after another in one set of processes, which torchrun starts: importing torch costs more than
+these runs do. All of them must have the same pp and tp, since DeepSpeed lays out its groups once a process.
+
+    torchrun --nproc-per-node 2 many_layouts.py RUN.yaml[@STOP] ...
+
+A run with @STOP is stopped after so many steps, and trained again to its end.
+"""
+
+import sys
+
+from launcher.engine import leave
+from launcher.saving import release_held, shared_assignment
+from launcher.specfile import read_spec
+from launcher.worker import train
+
+
+def main(runs: list[str]) -> None:
+    for run in runs:
+        path, _, at = run.partition("@")
+        spec = read_spec(path)
+        looks = 0
+
+        def stop(limit: int = int(at or 0)) -> bool:
+            nonlocal looks
+            looks += 1
+            return looks == limit
+
+        while not train(shared_assignment(spec), stop=stop).finished:
+            release_held()
+        release_held()
+    leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
