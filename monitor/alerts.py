@@ -10,7 +10,10 @@ divergence. Labels never carry attempt, step or value, so one trouble is one ale
 from dataclasses import dataclass
 from typing import Any
 
-RUNBOOKS = "https://github.com/losscast/losscast/blob/main/k8s/runbooks"
+RUNBOOKS = (
+    '{{ with query "last_over_time(losscast_page_info[1d])" }}{{ . | first | label "url" }}{{ end }}/runbooks'
+)
+"""Where the runbook pages are: the monitor serves them itself and says where in `losscast_page_info` (`monitor serve --url`)."""
 JOB = "losscast"
 
 STALE_FACTOR, STALE_LEAST_S, STALE_UNKNOWN_S = 3.0, 180.0, 1800.0
@@ -19,6 +22,7 @@ THROUGHPUT_SHARE = 0.7
 RESTART_LIMIT = 3
 SKEW_S = 300.0
 CHECKPOINT_FACTOR, CHECKPOINT_LEAST_S = 3.0, 600.0
+JUDGE_LATE_S, JUDGE_TOO_LATE_S = 60.0, 900.0
 DISK_WARNING_BYTES, DISK_CRITICAL_BYTES = 2 << 30, 256 << 20
 HOLD_S = 60.0
 """For how long at least a critical alert is held out to be scraped: at fifty steps a second a NaN is over in less time
@@ -101,7 +105,15 @@ RULES: tuple[Rule, ...] = (
     _run("LeaseLost", "warning", "lease_lost", "0s", "A second writer of a run was refused",
          "had a second writer, or its launcher lost the lease." + _STEP),
     Rule("MonitorDown", "critical", f'absent(up{{job="{JOB}"}}) or up{{job="{JOB}"}} == 0', "1m",
-         "The monitor can't be scraped", "No losscast monitor answers: nothing watches the runs. Training goes on.", "15m"),
+         "The monitor can't be scraped", "No losscast monitor answers: nothing watches the runs. Training goes on. "
+         "Start it again on the same store; its runbook page is down with it: `losscast alert runbook MonitorDown`.", "15m"),
+    Rule("JudgeBehind", "warning", f"losscast_judge_lag_seconds > {JUDGE_LATE_S:g}", "2m", "Verdicts come late",
+         "The oldest sample that is not judged has waited for {{ $value | humanizeDuration }}."),
+    Rule("JudgeBehind", "critical", f"losscast_judge_lag_seconds > {JUDGE_TOO_LATE_S:g}", "0s",
+         "Verdicts come far too late: runs are not watched",
+         "The oldest sample that is not judged has waited for {{ $value | humanizeDuration }}.", "15m"),
+    Rule("JudgeFailing", "warning", "losscast_judge_failing == 1", "3m", "Something can't be judged",
+         "The judge's process is gone, or a run can't be read or written; the page names it."),
     Rule("StoreDiskLow", "warning", f"losscast_store_free_bytes < {DISK_WARNING_BYTES}", "1m",
          "The store's disk is getting full",
          "{{ $value | humanize1024 }}B are left where the store lies."),

@@ -1,7 +1,7 @@
 """The monitor over HTTP: who may ask what, and the answers.
 
 Denied by default: whatever the path, a request without a token or a session gets 401, but for the page's own files,
-`/healthz` and `/session`. A session is a cookie that no script can read and no other site can send.
+the runbooks, `/healthz` and `/session`. A session is a cookie that no script can read and no other site can send.
 
 What `POST /v1/events` answers: 200 on disk; 400 not NDJSON; 401, 403 the token; 409 an older attempt; 413 too large;
 422 a line that can't be used; 429 too much waits, or too many runs; 503 and 507 nothing was stored, send it again.
@@ -28,6 +28,7 @@ from monitor.schema import MAX_BODY_BYTES, is_run_id
 from monitor.service import Monitor
 from monitor.tokens import SESSION_S, Token
 from monitor.web import HEADERS, static_routes
+from monitor.web.runbook import runbook_routes
 from monitor.wire import BadLine, TooLarge, inflate, parse
 from monitor.wire import Request as Parsed
 
@@ -71,7 +72,7 @@ class Guard:
             await send(message)
 
         path = scope["path"]
-        if path in OPEN or path.startswith("/static/"):
+        if path in OPEN or path.startswith(("/static/", "/runbooks/")):
             await self.app(scope, receive, sealed)
             return
         request = Request(scope)
@@ -285,6 +286,7 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
     app = Starlette(
         routes=[
             *static_routes(),
+            *runbook_routes(HEADERS),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/session", session, methods=["POST", "DELETE"]),
             Route("/metrics", metrics, methods=["GET"]),

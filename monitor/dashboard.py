@@ -106,7 +106,7 @@ def variables() -> list[Json]:
         query("team", "Team", f"label_values(losscast_run_info{{{GLOBAL}}}, team)"),
         query("run", "Run", f'label_values(losscast_run_info{{{GLOBAL}, team=~"$team"}}, run)', None),
         address("page", "Page", "http://127.0.0.1:8700"),
-        address("runbooks", "Runbooks", "https://github.com/losscast/losscast/blob/main/k8s/runbooks"),
+        address("runbooks", "Runbooks", "http://127.0.0.1:8700/runbooks"),
     ]
 
 

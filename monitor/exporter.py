@@ -237,6 +237,7 @@ class Exporter:
 
     figures  the active runs, asked at every scrape
     gauges   further gauges of the service: name without prefix, help, value
+    url      where people reach the page; "" where it is not known
     """
 
     def __init__(
@@ -245,8 +246,10 @@ class Exporter:
         totals: Totals,
         version: str,
         gauges: Callable[[], Iterable[tuple[str, str, float]]] = lambda: (),
+        url: str = "",
     ):
         self.figures, self.totals, self.version, self.gauges = figures, totals, version, gauges
+        self.url = url
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)  # type: ignore[arg-type]
 
@@ -258,6 +261,9 @@ class Exporter:
         """For prometheus_client."""
         own: list[Metric] = [GaugeMetricFamily("losscast_build_info", "1", labels=["version"])]
         own[0].add_sample("losscast_build_info", {"version": self.version}, 1)
+        if self.url:
+            own.append(GaugeMetricFamily("losscast_page_info", "Where the page is", labels=["url"]))
+            own[1].add_sample("losscast_page_info", {"url": self.url}, 1)
         own += [
             GaugeMetricFamily(f"losscast_{name}", text, value=value) for name, text, value in self.gauges()
         ]

@@ -15,7 +15,7 @@ from monitor.columns import BAND, MISSING, Columns, pack
 from monitor.feeding import ControlFeed, Row, Runs
 from monitor.judge import Settings
 from monitor.replay import Watch
-from monitor.schema import spell, unspell
+from monitor.schema import encode_event, spell, unspell
 from monitor.store import EventRow, Judged, Store
 from monitor.verdict import Sample, Verdict
 
@@ -237,12 +237,11 @@ class Run:
         """All that changed since it was last written."""
         state = {
             "watch": self.watch.state_dict(), "context": self.context, "attempt": self.attempt, "state": self.state,
-            "durations": [round(d, 6) for d in self.durations], "outside": self.outside, "timed": self.timed,
+            "durations": [round(d, 5) for d in self.durations], "outside": self.outside, "timed": self.timed,
             "control_at": None if self.control is None else self.control.at,
         }  # fmt: skip
         return Judged(
-            self.run_id, self.cursor, json.dumps(spell(state), separators=(",", ":")).encode(),
-            json.dumps(self.last, separators=(",", ":")),
+            self.run_id, self.cursor, encode_event(state)[:-1], json.dumps(self.last, separators=(",", ":")),
             [(attempt, ord, 0, pack(band_columns(flat), BAND)) for attempt, ord, flat in self.bands if flat],
             self.opened, self.closed, self.verdicts,
         )  # fmt: skip

@@ -53,9 +53,11 @@ class Monitor:
         version: str = "0",
         keep_days: float = 0.0,
         apart: bool = False,
+        url: str = "",
     ):
         """
         apart      judge in a process of its own
+        url        where people reach the page, for the links in alerts
         keep_days  a run is removed so long after it ended or was last heard of; 0 keeps all
         teams      those that alerts are routed by; another team's name is kept, and is no label
         """
@@ -72,7 +74,7 @@ class Monitor:
         self.judging: Judging | Apart = (Apart if apart else Judging)(
             self.store, self.ingest.submit_judged, settings=settings, clock=clock, changed=self._changed
         )
-        self.exporter = Exporter(self.figures, self.totals, version, self._gauges)
+        self.exporter = Exporter(self.figures, self.totals, version, self._gauges, url)
 
     def start(self) -> None:
         """Take requests, and judge what was left unjudged."""

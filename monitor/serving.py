@@ -4,6 +4,7 @@ import contextlib
 import gc
 import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from monitor.errors import Failed, WrongInput
 from monitor.service import Monitor
 
 GRACE_S = 3
+PAGE_URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(/[A-Za-z0-9./\-_~]*)?")
 
 
 def address(listen: str) -> tuple[str, int]:
@@ -77,6 +79,7 @@ def serve(
     cert: str | None = None,
     key: str | None = None,
     behind_proxy: bool = False,
+    url: str | None = None,
     teams: frozenset[str] = frozenset(),
     keep_days: float = 0.0,
 ) -> int:
@@ -92,13 +95,19 @@ def serve(
             f"--listen {listen}: tokens would travel in the clear. Give --tls-cert and --tls-key, listen on 127.0.0.1, "
             f"or say --behind-proxy when a proxy does the TLS"
         )
+    if url is not None and not PAGE_URL.fullmatch(url):
+        raise WrongInput(f"--url {url}: need http:// or https://, a host, and perhaps a path")
     listener = bind(host, port)
+    if url is None:
+        url = f"{'https' if cert else 'http'}://{listen if port else f'{host}:{listener.getsockname()[1]}'}"
     try:
         try:
             number = version("losscast")
         except PackageNotFoundError:
             number = "0"
-        monitor = Monitor(folder, teams=teams, version=number, keep_days=keep_days, apart=True)
+        monitor = Monitor(
+            folder, teams=teams, version=number, keep_days=keep_days, apart=True, url=url.rstrip("/")
+        )
     except BaseException:
         listener.close()
         raise

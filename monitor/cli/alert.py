@@ -1,4 +1,4 @@
-"""`losscast alert rules | test`: the Prometheus rules of every alert, and one sent through to see whom it reaches."""
+"""`losscast alert rules | runbook | test`: the rules of every alert, what to do about it, and one sent through as a test."""
 
 import argparse
 from typing import Any
@@ -9,8 +9,14 @@ def register(commands: Any) -> None:
     top = commands.add_parser("alert", help="the alerts and their Prometheus rules", description="Alerts.")
     parts = top.add_subparsers(dest="part", metavar="PART", required=True)
     p = parts.add_parser("rules", help="print the rule file for Prometheus 2.42 and later")
-    p.add_argument("--runbooks", metavar="URL", help="where your runbook pages are")
+    p.add_argument(
+        "--runbooks", metavar="URL",
+        help="where your runbook pages are (default: the monitor's own, at the address of `monitor serve --url`)",
+    )  # fmt: skip
     p.set_defaults(func=rules)
+    p = parts.add_parser("runbook", help="print what to do about an alert; without a name, list them")
+    p.add_argument("name", nargs="?", metavar="ALERT")
+    p.set_defaults(func=runbook)
     p = parts.add_parser("test", help="send a test alert through Alertmanager, to see whom it reaches")
     p.add_argument(
         "--alertmanager", default="http://127.0.0.1:9093", metavar="URL", help="default %(default)s"
@@ -28,6 +34,21 @@ def rules(args: argparse.Namespace) -> int:
     return 0
 
 
+def runbook(args: argparse.Namespace) -> int:
+    """Print a runbook."""
+    from monitor.errors import WrongInput
+    from monitor.web.runbook import texts
+
+    if args.name is None:
+        print("\n".join(texts()))
+        return 0
+    found = {name.lower(): text for name, text in texts().items()}.get(args.name.lower())
+    if found is None:
+        raise WrongInput(f"{args.name!r}: no alert of this name; there are {', '.join(texts())}")
+    print(found, end="")
+    return 0
+
+
 def test(args: argparse.Namespace) -> int:
     """Hand Alertmanager an alert that resolves by itself after two minutes."""
     import json
@@ -35,7 +56,6 @@ def test(args: argparse.Namespace) -> int:
     import urllib.request
     from datetime import UTC, datetime, timedelta
 
-    from monitor.alerts import RUNBOOKS
     from monitor.errors import Failed, WrongInput
 
     if not args.alertmanager.startswith(("http://", "https://")):
@@ -52,7 +72,6 @@ def test(args: argparse.Namespace) -> int:
         "annotations": {
             "summary": "A test of losscast's alerts: nothing is wrong",
             "description": "Somebody ran `losscast alert test`. It resolves by itself in two minutes.",
-            "runbook_url": f"{RUNBOOKS}/Watchdog.md",
         },
         "startsAt": now.isoformat(),
         "endsAt": (now + timedelta(minutes=2)).isoformat(),

@@ -22,6 +22,10 @@ def register(commands: Any) -> None:
         action="store_true",
         help="listen without TLS off loopback, since a proxy does the TLS",
     )
+    p.add_argument(
+        "--url", metavar="URL",
+        help="where people reach it, for the links in alerts (default: http://, or https:// with TLS, and --listen)",
+    )  # fmt: skip
     p.add_argument("--teams", default="", metavar="A,B", help="teams that alerts are routed by")
     p.add_argument(
         "--keep-days", type=float, default=0.0, metavar="N",
@@ -84,6 +88,7 @@ def serve(args: argparse.Namespace) -> int:
         cert=args.tls_cert,
         key=args.tls_key,
         behind_proxy=args.behind_proxy,
+        url=args.url,
         keep_days=args.keep_days,
         teams=frozenset(t.strip() for t in args.teams.split(",") if t.strip()),
     )

@@ -19,7 +19,7 @@ NAMES = {
     "LossNonFinite", "LossOffLine", "LossDiverged", "LossAbovePrediction", "LossBelowPrediction", "LossSpike",
     "LossJumpAfterResume", "RunStalled", "MetricsStale", "ThroughputDropped", "RestartLoop", "CheckpointOverdue",
     "CheckpointVerifyFailed", "LeaseLost", "MonitorDown", "StoreDiskLow", "IngestRejecting", "SeriesOverflow",
-    "ClockSkew", "Watchdog",
+    "ClockSkew", "Watchdog", "JudgeBehind", "JudgeFailing",
 }  # fmt: skip
 
 
@@ -69,6 +69,8 @@ def fires(rule: Rule) -> tuple[list[dict[str, str]], dict[str, str]]:
     return {
         "ThroughputDropped": ([{'losscast_run_tokens_per_second{run="r"}': "100x13 60x26"}], {"run": "r"}),
         "MonitorDown": ([{'up{job="losscast",instance="m"}': "0x40"}], {"job": "losscast", "instance": "m"}),
+        "JudgeBehind": ([{"losscast_judge_lag_seconds": "1000x40"}], {}),
+        "JudgeFailing": ([{"losscast_judge_failing": "1x40"}], {}),
         "StoreDiskLow": ([{"losscast_store_free_bytes": "1000x40"}], {}),
         "IngestRejecting": (
             [{'losscast_samples_rejected_total{reason="json"}': "0+6x40"}],
@@ -82,6 +84,8 @@ def fires(rule: Rule) -> tuple[list[dict[str, str]], dict[str, str]]:
 QUIET = {
     "ThroughputDropped": {'losscast_run_tokens_per_second{run="r"}': "100x5 80x40"},
     "MonitorDown": {'up{job="losscast",instance="m"}': "1x40"},
+    "JudgeBehind": {"losscast_judge_lag_seconds": "0x8 200x1 30x31"},
+    "JudgeFailing": {"losscast_judge_failing": "0x10 1 0x29"},
     "StoreDiskLow": {"losscast_store_free_bytes": "90000000000x40"},
     "IngestRejecting": {'losscast_samples_rejected_total{reason="stale_attempt"}': "0+6x40",
                         'losscast_samples_rejected_total{reason="json"}': "7x40"},
@@ -143,6 +147,18 @@ def test_a_description_says_value_and_expected(tmp_path: Path) -> None:
     }]  # fmt: skip
     said = _promtool(tmp_path, [case(series, ["LossDiverged"])])
     assert "Last finite loss 3.25, expected 2.5" in said and "step 1.2k" in said
+
+
+@needs_promtool
+def test_a_link_leads_to_the_runbook_that_the_monitor_serves_also_while_it_is_down(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(rules_yaml())
+    series = [{
+        'losscast_page_info{url="https://m.example/x"}': "1x10 stale", 'up{job="losscast",instance="m"}': "1x10 0x30",
+    }]  # fmt: skip
+    assert "https://m.example/x/runbooks/MonitorDown.md" in _promtool(
+        tmp_path, [case(series, ["MonitorDown"])]
+    )
+    assert "{{" not in rules_yaml("https://wiki/x").split("runbook_url: ")[1].splitlines()[0]
 
 
 def _promtool(folder: Path, cases: list[dict[str, Any]]) -> str:

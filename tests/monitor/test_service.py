@@ -92,13 +92,13 @@ def test_every_route_wants_a_token(opened: Open) -> None:
     assert isinstance(guard, Guard)
     open_to_all = set()
     for route in guard.app.routes:  # type: ignore[attr-defined]
-        path = route.path.replace("{run}", "a").replace("{file}", "app.js")
+        path = route.path.replace("{run}", "a").replace("{file}", "app.js").replace("{page}", "LossDiverged.md")
         for method in sorted(route.methods | {"OPTIONS", "PUT"}):
             for headers in ({}, {"Authorization": "Bearer lct_wrong"}, {"Cookie": "losscast=a.9999999999.b"}):
                 status = opened.nobody.request(method, path, headers=headers).status_code
                 if status != 401:
                     open_to_all.add(route.path)
-    assert open_to_all == {"/", "/static/{file}", "/healthz", "/session"}
+    assert open_to_all == {"/", "/static/{file}", "/runbooks/", "/runbooks/{page}", "/healthz", "/session"}
     for path in (
         "/nothing",
         "/v1",

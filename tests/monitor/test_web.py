@@ -6,8 +6,11 @@ import re
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
-from monitor.web import CSP, STATIC, files, static_routes
+from monitor.alerts import RULES
+from monitor.web import CSP, HEADERS, STATIC, files, static_routes
+from monitor.web.runbook import runbook_routes
 
 
 class Client:
@@ -122,3 +125,17 @@ def test_text_has_aa_contrast_in_both_schemes() -> None:
                 fill = scheme.get(f"{tone}-soft") or scheme[f"{tone}-fill"]
                 badge = _over(fill, scheme[ground])
                 assert _contrast(scheme[tone], badge) >= 4.5, (tone, ground)
+
+
+def test_every_runbook_is_a_page_that_says_what_to_do_and_nothing_else_is_served_there() -> None:
+    app = Starlette(routes=runbook_routes(HEADERS))
+    client = TestClient(app)
+    listed = client.get("/runbooks/").text
+    for rule in RULES:
+        assert f'href="/runbooks/{rule.alert}.md"' in listed
+        page = client.get(f"/runbooks/{rule.alert}.md")
+        assert page.status_code == 200 and "<h2>Mitigation</h2>" in page.text
+        assert page.headers["content-security-policy"] == CSP and "<script" not in page.text
+    for bad in ("..%2f..%2falerts", "LossDiverged", "%00.md", "x.md"):
+        answer = client.get(f"/runbooks/{bad}")
+        assert answer.status_code == (200 if bad == "LossDiverged" else 404), bad
