@@ -2,7 +2,6 @@
 
 import os
 
-from launcher.runfolder import RunFolder
 from launcher.standing import Facts, run_log
 
 DELIVERY_S = 5.0
@@ -15,13 +14,16 @@ def close(facts: Facts, reason: str) -> str:
     """
     # taking an attempt is what shuts the last holder out: an end entry alone would not keep it from committing
     with run_log(facts.folder).take("losscast end", wait=False) as holding:
-        attempt = facts.holder.attempt.attempt if facts.holder.attempt else holding.attempt
-        holding.append("end", reason=reason, closes=attempt, step=facts.step)
-        return tell(facts.folder, facts, attempt, reason)
+        closes = facts.holder.attempt.attempt if facts.holder.attempt else holding.attempt
+        holding.append("end", reason=reason, closes=closes, step=facts.step)
+    return tell(facts, reason)
 
 
-def tell(folder: RunFolder, facts: Facts, attempt: int, reason: str) -> str:
-    """Send run_ended, and before it whatever of the run still waits in its spool here."""
+def tell(facts: Facts, reason: str) -> str:
+    """Send run_ended, and before it whatever of the run still waits in its spool here. Says what became of it."""
+    attempt = (
+        facts.attempt or 1
+    )  # the last that the monitor has heard of: one that only closes a run reports nothing
     monitor = facts.spec.monitor
     if monitor is None:
         return "it has no monitor"
@@ -30,7 +32,7 @@ def tell(folder: RunFolder, facts: Facts, attempt: int, reason: str) -> str:
     token = os.environ.get(monitor.token_env, "")
     if not token:
         return f"the monitor was not told: {monitor.token_env} is not set here. Set it and run this again"
-    reporter = Reporter(monitor.url, token, facts.spec.name, attempt, folder.path / "spool", quiet=True)
+    reporter = Reporter(monitor.url, token, facts.spec.name, attempt, facts.folder.path / "spool", quiet=True)
     delivered = reporter.close(reason=reason, timeout_s=DELIVERY_S)
     stats = reporter.stats()
     if delivered and not stats.refused:

@@ -233,6 +233,8 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
     if not said:  # it ended before our own code ran: Ray has the end of what it printed
         said = rest.strip().splitlines()[-TAIL_LINES:]
         first = first.partition(", last available logs")[0] + (f": {said[-1].strip()}" if said else "")
+    if own and facts.end is None:  # its last line is of something else
+        own, first = [], f"its driver was ended without a word. {_signalled(first)}"
     headline = own[-1].removeprefix("losscast: ") if own else first or "it left no word of why"
     evidence = [f"| {text}" for text in said]
     if own and first:
@@ -242,6 +244,14 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
     else:
         advice = (f"losscast logs {name}", f"losscast resume {name}   once it is mended")
     return Reason(headline, tuple(evidence), advice, {"first_failure": None, "ray": words})
+
+
+def _signalled(words: str) -> str:
+    """Ray's words, and what an exit code of a killed process means."""
+    words = words.partition(", last available logs")[0]
+    if "exit code 137" in words or "SIGKILL" in words:
+        return f"{words}: SIGKILL, as a machine that is out of memory sends it"
+    return f"{words}: SIGTERM" if "exit code 143" in words else words
 
 
 def _verb(failure: Mapping[str, Any]) -> str:

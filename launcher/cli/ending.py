@@ -39,7 +39,7 @@ def register(commands: Any) -> None:
     end = commands.add_parser(
         "end",
         help="close a run that vanished",
-        description="Close a run that was taken and that nobody holds any more: an entry in its log, after which "
+        description="Close a run that was taken, did not say how it ended, and that nobody holds any more: an entry in its log, after which "
         "whoever wakes up late can write nothing, and run_ended to the monitor. It can still be resumed.",
     )
     end.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -49,6 +49,11 @@ def register(commands: Any) -> None:
 
 def stop_run(args: argparse.Namespace) -> int:
     """Ask, wait, say what was committed."""
+    from launcher.cli import kuberay
+
+    spec = kuberay.ours(args.run)
+    if spec is not None:
+        return kuberay.stop(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
     from launcher.errors import Failed, WrongInput
     from launcher.remote import ask_to_stop
@@ -109,6 +114,12 @@ def stop_run(args: argparse.Namespace) -> int:
 
 def resume_run(args: argparse.Namespace) -> int:
     """Submit again, from the run's own spec unless a run.yaml was given."""
+    from launcher.cli import kuberay
+    from launcher.cli.submit import hand_in
+
+    spec = kuberay.ours(args.run)
+    if spec is not None:
+        return hand_in(spec, args, args.run, law=None)
     from pathlib import Path
 
     from launcher.cli.finding import folder_of, standing_of
@@ -136,7 +147,7 @@ def resume_run(args: argparse.Namespace) -> int:
 def end_run(args: argparse.Namespace) -> int:
     """Take the run, write its end, tell the monitor, let go."""
     from launcher.cli.finding import folder_of, standing_of
-    from launcher.closing import close
+    from launcher.closing import close, tell
     from launcher.errors import Held, WrongInput
 
     folder = folder_of(args.run)
@@ -145,15 +156,16 @@ def end_run(args: argparse.Namespace) -> int:
         raise Held(
             f"{folder.name} is held by {facts.holder.who()}. `losscast stop {args.run}` ends a run that lives."
         )
-    if word != "vanished":
-        raise WrongInput(f"{folder.name}: {word}, not vanished: there is nothing to close.")
+    if word in ("finished", "pending"):
+        raise WrongInput(f"{folder.name}: {word}: there is nothing to close.")
     if getattr(job, "status", None) == "RUNNING":
         print(
             f"warning: Ray still counts job {job.submission} as running; whatever of it wakes up can write nothing any more. "
             f"`losscast stop --now {args.run}` ends it.",
             file=sys.stderr,
         )
-    told = close(facts, args.reason)
+    # closed already: only the monitor may still have to hear of it
+    told = tell(facts, args.reason) if word == "ended" else close(facts, args.reason)
     print(f"{folder.name}: ended at step {facts.step}; {told}", file=sys.stderr)
     print(f"next: losscast resume {args.run}   losscast ls", file=sys.stderr)
     return 0

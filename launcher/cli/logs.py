@@ -36,6 +36,11 @@ def register(commands: Any) -> None:
 
 def logs_of(args: argparse.Namespace) -> int:
     """Print, and with -f go on until the run has ended."""
+    from launcher.cli import kuberay
+
+    spec = kuberay.ours(args.run)
+    if spec is not None:
+        return kuberay.logs(spec, args)
     from launcher.cli.finding import folder_of
     from launcher.errors import WrongInput
 

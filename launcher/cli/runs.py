@@ -78,6 +78,11 @@ def list_runs(args: argparse.Namespace) -> int:
 
 def status_of(args: argparse.Namespace) -> int:
     """One run, Ray's word for its job included."""
+    from launcher.cli import kuberay
+
+    spec = kuberay.ours(args.run)
+    if spec is not None:
+        return kuberay.status(spec, args)
     from launcher.cli.finding import folder_of, standing_of
     from launcher.errors import Failed
     from launcher.standing import answer, line
@@ -102,17 +107,34 @@ def status_of(args: argparse.Namespace) -> int:
 
 def why(args: argparse.Namespace) -> int:
     """A headline, the evidence, what to do."""
+    from launcher.cli import kuberay
+
+    spec = kuberay.ours(args.run)
+    if spec is not None:
+        return kuberay.why(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
     from launcher.cluster import Cluster
     from launcher.errors import Failed
+    from launcher.runlog import TERM_S
+    from launcher.standing import LIVE, line
     from launcher.standing import answer as plainly
-    from launcher.standing import line
+    from launcher.submit import ENDED
     from launcher.why import Reason, bundles_of, failed, lacking, tail, vanished
 
     facts, word, job = standing_of(folder_of(args.run))
     state = getattr(job, "status", None)
     name = facts.spec.name
-    if word == "pending":
+    if word in LIVE and state in ENDED:
+        left = max(0.0, TERM_S - facts.holder.age_s)
+        reason = Reason(
+            f"Ray counts its job as {state}, and its lease lapses in {left:.0f} s",
+            (
+                f"held by {facts.holder.who()}",
+                f"Ray: {job.message.strip().splitlines()[0] if job.message.strip() else state}",
+            ),
+            (f"losscast why {args.run}   again, then",),
+        )
+    elif word == "pending":
         submission = facts.submission or {}
         try:
             if state == "PENDING":
