@@ -130,8 +130,4 @@ def refused(spec: RunSpec) -> list[Problem]:
         found.append(
             Problem(("workload.entrypoint",), "this version trains its own gpt only; submit will refuse.")
         )
-    if spec.cluster.to == "kuberay":
-        found.append(
-            Problem(("cluster.to",), "this version submits to a Ray address only; submit will refuse.")
-        )
     return found

@@ -67,7 +67,7 @@ def explain(seen: Seen) -> Word:
         )
     word, status = phase(seen.job), status_of(seen.job)
     evidence = tuple(_job_lines(seen.job) + _workload_lines(seen.workload) + _event_lines(seen.events))
-    facts = {"phase": word, "reason": status.get("reason"), "message": status.get("message")}
+    facts = {"phase": word, "ray_reason": status.get("reason"), "message": status.get("message")}
     if word == "failed":
         headline, advice = _failed(status)
     elif word in ("succeeded", "stopped"):

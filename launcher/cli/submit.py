@@ -39,7 +39,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def cluster_of(to: str) -> tuple[str, dict[str, str]]:
     """URL of the Jobs API and the RAY_* settings for a spec's `cluster.to`. `local` starts a Ray where none runs."""
     from launcher.cli.finding import settings
-    from launcher.errors import WrongInput
 
     if to == "local":
         from launcher import local_ray
@@ -50,10 +49,6 @@ def cluster_of(to: str) -> tuple[str, dict[str, str]]:
             print("starting a local Ray (end it with: losscast ray down)", file=sys.stderr)
             head = local_ray.start(home, cpus=max(2, os.cpu_count() or 2))
         return head.dashboard, head.environment()
-    if to == "kuberay":
-        raise WrongInput(
-            "cluster.to: kuberay: can't be submitted to so far. Give the address of a Ray cluster, or local."
-        )
     return to, settings()
 
 
@@ -104,7 +99,12 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
     from launcher.submit import may_submit, refuse_shadows, submit
 
     refuse_shadows(Path.cwd())
-    may_submit(spec)  # before anything is asked or started: a run that is held, finished, or can't be
+    if spec.cluster.to == "kuberay":
+        from launcher.cli.kuberay import may_submit_there
+
+        may_submit_there(spec)
+    else:
+        may_submit(spec)  # before anything is asked or started: a run that is held, finished, or can't be
     prediction = prediction_for(spec, law)
     plan = make_plan(spec)
     if law is not None and prediction is not None:
@@ -121,6 +121,10 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
         return 1
     if prediction is not None:
         print(f"prediction {prediction['digest']}", file=sys.stderr)
+    if spec.cluster.to == "kuberay":
+        from launcher.cli.kuberay import hand_over
+
+        return hand_over(spec, args, said, prediction, again=not hasattr(args, "dry_run"))
     dashboard, ray_env = cluster_of(spec.cluster.to)
     done = submit(spec, dashboard, ray_env, prediction=prediction)
     remember(spec.name, done.folder)

@@ -1,0 +1,209 @@
+"""The commands on a run whose `cluster.to` is kuberay: what `submit`, `status`, `why`, `logs`, `stop` and `resume` do then.
+
+The job's standing is the cluster's word; step, loss and checkpoints are the run's own storage's, where that can be reached
+from here (az:// with your own login; a volume of the cluster can't).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def ours(run: str) -> Any:
+    """The spec of a run that is on Kubernetes: from its run.yaml, or its name as this machine submitted it. None for others."""
+    from launcher.cli.finding import home
+    from launcher.runfolder import read_json
+    from launcher.spec import RunSpec
+    from launcher.specfile import read_spec
+
+    path = Path(run)
+    if path.is_file():
+        spec = read_spec(run)
+        return spec if spec.cluster.to == "kuberay" else None
+    if "/" in run:
+        return None
+    body = read_json(home() / "kuberay" / f"{run}.json")
+    return None if body is None else RunSpec.from_dict(body)
+
+
+def may_submit_there(spec: Any) -> None:
+    """Refuse what can't run, and a run that its storage says is held, finished, or another one. A storage that can't be
+    reached from here is said and left to the job, which looks again."""
+    from launcher.doubts import refused
+    from launcher.errors import Held, WrongInput
+    from launcher.submit import may_submit
+
+    problems = refused(spec)
+    if problems:
+        raise WrongInput("\n".join(f"{', '.join(p.keys)}: {p.message}" for p in problems))
+    if spec.checkpoints.url.startswith("az://"):
+        try:
+            may_submit(spec)
+        except (Held, WrongInput):
+            raise
+        except Exception as error:  # whatever the storage's library raises
+            _say(
+                f"warning: {spec.checkpoints.url} can't be read from here: {' '.join(str(error).split())[:200]}"
+            )
+
+
+def hand_over(
+    spec: Any, args: argparse.Namespace, said: str, prediction: dict[str, Any] | None, *, again: bool = False
+) -> int:
+    """Submit, or let go on, and with --follow stay until the end."""
+    from launcher import kuberay_client
+    from launcher.kuberay_api import connect
+
+    api = connect()
+    print(f"cluster {api.context or 'of the current context'}: {api.host}", file=sys.stderr)
+    if again:
+        done = kuberay_client.resume(api, spec, prediction=prediction)
+    else:
+        done = kuberay_client.submit(api, spec, prediction=prediction, say=_say)
+    _remember(spec)
+    if args.json:
+        print(json.dumps({"run": spec.name, "resumed": True} if done is None else vars(done)))
+    else:
+        print(f"{spec.name}: goes on" if done is None else done.job)
+    if args.follow:
+        return _follow(api, spec)
+    print(
+        "next: " + "   ".join(f"losscast {c} {said}" for c in ("logs -f", "status", "why", "stop")),
+        file=sys.stderr,
+    )
+    return 0
+
+
+def status(spec: Any, args: argparse.Namespace) -> int:
+    """The RayJob, and what the run's storage says."""
+    from launcher import kuberay_client
+    from launcher.kuberay_api import connect
+
+    found = kuberay_client.status(connect(), spec)
+    found |= _stored(spec)
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    parts = [f"{found['run']}: {found['phase']}"]
+    if found.get("step") is not None:
+        parts.append(f"step {found['step']} of {found['total_steps']}")
+    if found.get("checkpoint_step") is not None:
+        parts.append(f"checkpoint at {found['checkpoint_step']}")
+    if found.get("loss") is not None:
+        parts.append(f"loss {found['loss']:.4f}")
+    if found["workers"]:
+        parts.append(f"{found['workers_ready'] or 0} of {found['workers']} workers ready")
+    if found["clusters_lost"]:
+        parts.append(f"{found['clusters_lost']} clusters lost")
+    print(", ".join(parts))
+    if found["phase"] not in ("running", "succeeded"):
+        print(f"next: losscast why {args.run}", file=sys.stderr)
+    return 0
+
+
+def why(spec: Any, args: argparse.Namespace) -> int:
+    """A headline, the evidence, what to do."""
+    from launcher import kuberay_client
+    from launcher.kuberay_api import connect
+
+    word = kuberay_client.why(connect(), spec)
+    if args.json:
+        body = {"run": spec.name, "reason": word.headline, "evidence": word.evidence, "advice": word.advice}
+        print(json.dumps({**body, **word.facts}))
+        return 0
+    print(f"{spec.name}: {word.facts.get('phase', 'absent')}: {word.headline}")
+    for text in word.evidence:
+        print(f"  {text}")
+    for text in word.advice:
+        print(f"next: {text}", file=sys.stderr)
+    return 0
+
+
+def logs(spec: Any, args: argparse.Namespace) -> int:
+    """The job's output from its submitter pod; what ranks printed lies with the run."""
+    from launcher import kuberay_client
+    from launcher.kuberay_api import connect
+
+    api = connect()
+    if args.follow:
+        return _follow(api, spec)
+    lines = kuberay_client.logs(api, spec)
+    if args.tail is not None:
+        lines = list(lines)[-args.tail :] if args.tail else []
+    for line in lines:
+        print(line)
+    return 0
+
+
+def stop(spec: Any, args: argparse.Namespace) -> int:
+    """Each pod commits before it goes; with --now the job is deleted too."""
+    from launcher import kuberay_client
+    from launcher.kuberay_api import connect
+
+    api = connect()
+    if args.now:
+        kuberay_client.delete(api, spec)
+        print(f"{spec.name}: its RayJob is deleted", file=sys.stderr)
+        return 0
+    kuberay_client.suspend(api, spec)
+    print(
+        f"{spec.name}: its pods were asked to commit and go; the job is kept. next: losscast resume {args.run}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _follow(api: Any, spec: Any) -> int:
+    """Say why it waits until it has begun, then print what it prints. 0 when it ended well."""
+    from launcher import kuberay_client
+    from launcher.kuberay_client import follow
+
+    for now in follow(api, spec):
+        if now["phase"] in ("running", "succeeded", "failed", "stopped"):
+            break
+        print(f"{spec.name}: {now['phase']}: {kuberay_client.why(api, spec).headline}", file=sys.stderr)
+    for line in kuberay_client.logs(api, spec, follow=True):
+        print(line, flush=True)
+    end = kuberay_client.status(api, spec)["phase"]
+    print(f"{spec.name}: {end}", file=sys.stderr)
+    return 0 if end in ("succeeded", "stopped") else 1
+
+
+def _stored(spec: Any) -> dict[str, Any]:
+    """Step, checkpoint and loss from the run's storage; empty where it can't be reached."""
+    if not spec.checkpoints.url.startswith("az://"):
+        return {}
+    from launcher.remote import refresh
+    from launcher.runfolder import RunFolder
+    from launcher.standing import answer, facts_of
+
+    try:
+        folder = RunFolder.of(spec.checkpoints.url, spec.name)
+        refresh(folder)
+        said = answer(facts_of(folder), "")
+    except Exception as error:  # whatever the storage's library raises: the cluster's word stands alone then
+        print(
+            f"warning: {spec.checkpoints.url} can't be read from here: {' '.join(str(error).split())[:200]}",
+            file=sys.stderr,
+        )
+        return {}
+    return {
+        key: said[key] for key in ("step", "total_steps", "checkpoint_step", "loss", "predicted", "attempt")
+    }
+
+
+def _remember(spec: Any) -> None:
+    """So that its name is enough from now on. Never raises: it is a convenience."""
+    from launcher.cli.finding import home
+    from launcher.runfolder import write_whole
+
+    try:
+        write_whole(home() / "kuberay" / f"{spec.name}.json", spec.to_dict())
+    except OSError:
+        return
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,90 @@
+"""The commands on a run that is on Kubernetes, as a person uses them, against a small API server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher import cli, kuberay_api
+from tests.launcher.kube_stub import TOKEN, Stub
+
+pytest.importorskip("kubernetes")
+ROOT = Path(__file__).parents[2]
+NS, NAME = "training", "gpt-125m-disks"
+RUN = str(ROOT / "examples/gpt-125m-kuberay.yaml")
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    from kubernetes.config import kube_config
+
+    monkeypatch.setattr(kuberay_api, "BACKOFF_S", 0.01)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("LOSSCAST_HOME", str(tmp_path / "home"))
+    with Stub() as found:
+        config = tmp_path / "config"
+        config.write_text(
+            f'{{apiVersion: v1, kind: Config, current-context: x, clusters: [{{name: c, cluster: {{server: "{found.url}"}}}}], '
+            f"users: [{{name: u, user: {{token: {TOKEN}}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}]}}"
+        )
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
+        yield found
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    status = cli.main(list(argv))
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_from_submit_to_resume(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "submit", RUN)
+    assert status == 2 and "--yes" in err and not stub.objects, "it costs money, so somebody is asked"
+    status, out, err = run(capsys, "submit", RUN, "--yes", "--json")
+    assert status == 0 and json.loads(out)["namespace"] == NS and stub.url in err
+    assert run(capsys, "submit", RUN, "--yes")[0] == 75
+    assert run(capsys, "status", NAME)[1].startswith(f"{NAME}: starting")
+    stub.started(NS, NAME)
+    stub.status("rayjobs", NS, NAME, rayClusterStatus={"readyWorkerReplicas": 1, "desiredWorkerReplicas": 2})
+    assert run(capsys, "status", RUN)[1] == f"{NAME}: running, 1 of 2 workers ready\n"
+    status, out, _ = run(capsys, "why", RUN)
+    assert status == 0 and "running: it runs" in out
+    assert run(capsys, "stop", RUN)[0] == 0
+    assert stub.objects[("rayjobs", NS, NAME)]["spec"]["suspend"] is True
+    stub.status("rayjobs", NS, NAME, jobDeploymentStatus="Suspended")
+    status, out, _ = run(capsys, "resume", NAME, "--yes")
+    assert (
+        status == 0 and "goes on" in out and stub.objects[("rayjobs", NS, NAME)]["spec"]["suspend"] is False
+    )
+
+
+def test_logs_and_a_failure_explained(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "why", RUN)[1] == f"{NAME}: absent: there is no RayJob of this name in the namespace\n"
+    run(capsys, "submit", RUN, "--yes")
+    stub.put("pods", {"metadata": {"name": "p", "namespace": NS, "labels": {"job-name": NAME}}})
+    stub.logs["p"] = [f"2026-01-01T00:00:0{n}.0Z line {n}" for n in range(3)]
+    assert run(capsys, "logs", RUN)[1] == "line 0\nline 1\nline 2\n"
+    assert run(capsys, "logs", RUN, "--tail", "1")[1] == "line 2\n"
+    stub.status(
+        "rayjobs",
+        NS,
+        NAME,
+        jobDeploymentStatus="Failed",
+        jobStatus="FAILED",
+        reason="AppFailed",
+        message="boom",
+    )
+    status, out, err = run(capsys, "logs", RUN, "-f")
+    assert status == 1 and out.endswith("line 2\n") and f"{NAME}: failed" in err
+    said = json.loads(run(capsys, "why", RUN, "--json")[1])
+    assert said["phase"] == "failed" and "boom" in said["reason"]
+    assert run(capsys, "stop", RUN, "--now")[0] == 0 and ("rayjobs", NS, NAME) not in stub.objects
+
+
+def test_a_cluster_that_is_away_is_one_line(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.faults.append(lambda method, path: "drop")
+    for command in (("status", RUN), ("why", RUN), ("logs", RUN), ("stop", RUN), ("submit", RUN, "--yes")):
+        status, out, err = run(capsys, *command)
+        assert status == 1 and out == "" and "does not answer" in err and "Traceback" not in err
