@@ -19,6 +19,7 @@ Needs a container that exists, strong consistency (Azure Blob has it) and no ver
 
 import errno
 import hashlib
+import logging
 import math
 import os
 import random
@@ -61,6 +62,9 @@ TRY_S = 20.0
 """A single try waits this long for an answer, at most."""
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+
+
+logging.getLogger("azure").addHandler(logging.NullHandler())  # it says in pages what we say in a line
 
 
 class Refused(OSError):
@@ -514,7 +518,10 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
 
 
 def _unanswered(error: AzureError) -> bool:
-    """No answer came, or only a part of it."""
+    """No answer came, or only a part of it. An identity that gave no token is not asked on and on: the next operation
+    will."""
+    if isinstance(error, ClientAuthenticationError):
+        return False
     return (
         not isinstance(error, HttpResponseError)
         or error.status_code is None
@@ -536,6 +543,10 @@ def _refusal(what: str, status: int | None, error: AzureError) -> OSError:
 def _line(error: BaseException) -> str:
     """An error of Azure in one line: its code where it has one, and the first words."""
     code = getattr(error, "error_code", None)
+    if isinstance(error, ClientAuthenticationError) and code is None:
+        lines = [x.strip() for x in str(error).splitlines()]
+        causes = [x for x in lines if x and x.count(": ") and not x.startswith(("Attempted", "To mitigate"))]
+        return "no token: " + (" ".join(causes) or lines[0])[:400]
     text = " ".join(str(getattr(error, "message", None) or error).split())
     if plain := re.findall(r"\[Errno \d+\] ([^)\"']+)|(\w+ timed out)", text):
         text = "nobody answers: " + "".join(plain[-1])
