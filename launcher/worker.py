@@ -26,7 +26,7 @@ from launcher.health import Stopwatch, Stragglers
 from launcher.record import Record, StopRequest
 from launcher.runfolder import RunFolder, read_json, write_whole
 from launcher.schedule import lr_at
-from launcher.spec import RunSpec
+from launcher.spec import Entrypoint, RunSpec
 
 VALIDATED_AT_ONCE = 32
 """Held-out sequences that one forward pass takes."""
@@ -118,6 +118,7 @@ class Trainer:
         from launcher.engine import set_lr
 
         spec = self.spec
+        self.drill.strike(step, self.rank, self.assignment.attempt)
         self._watch.start()
         set_lr(self.engine, self.drill.lr(step, lr_at(step, spec)))
         first = self.assignment.batch(step) * spec.batch_sequences + self.layout.replica * self.share
@@ -215,6 +216,10 @@ def train(
     # gloo sends gradients between stages by a broadcast inside backward, which is not differentiated
     warnings.filterwarnings("ignore", message=r"c10d::broadcast_: an autograd kernel", category=UserWarning)
     join()
+    if isinstance(spec.workload, Entrypoint):
+        from launcher.userrun import train_user
+
+        return train_user(assignment, stop, save, beat)
     trainer = Trainer(spec, assignment, drill)
     trainer.restore(folder)
     saver = Saver(folder, assignment.attempt, spec, trainer.rank, trainer.world)
@@ -222,7 +227,7 @@ def train(
     asked = StopRequest(folder.stop, stop)
     stragglers = Stragglers()
     record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
-    reporter = _reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
+    reporter = open_reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
     if drill.step is not None and trainer.rank == 0:
         print(f"drill: {os.environ[VARIABLE]}: a fault is put in on purpose", file=sys.stderr)
     holdout = spec.data.holdout_tokens // spec.context if spec.data else 0
@@ -277,12 +282,12 @@ def train(
         if reporter is not None:
             reporter.close(reason="finished" if finished else "stopped" if step == saved else "failed")
     if finished and trainer.rank == 0:
-        write_whole(folder.result, _result(spec, assignment, val, seconds, step))
+        write_whole(folder.result, result_row(spec, assignment, val, seconds, step))
         publish(folder, folder.result, folder.curve(assignment.attempt))
     return Outcome(step=step, finished=finished, val_loss=val, seconds=seconds)
 
 
-def _result(
+def result_row(
     spec: RunSpec, assignment: Assignment, val: float | None, seconds: float, step: int
 ) -> dict[str, Any]:
     """The finished run as one row of a law's points."""
@@ -301,7 +306,7 @@ def _result(
     }
 
 
-def _reporter(spec: RunSpec, folder: RunFolder, assignment: Assignment, params: int | None) -> Any:
+def open_reporter(spec: RunSpec, folder: RunFolder, assignment: Assignment, params: int | None) -> Any:
     """The run's line to the monitor, opened; None where the spec names no monitor."""
     if spec.monitor is None:
         return None

@@ -1,6 +1,6 @@
 import pytest
 
-from launcher.drill import Drill, read_drill
+from launcher.drill import Drill, DrillCrash, read_drill
 from launcher.errors import WrongInput
 
 
@@ -21,6 +21,19 @@ def test_a_nan_drill_strikes_once() -> None:
     drill = read_drill(" nan@7 ")
     assert [s for s in range(20) if drill.poisons(s)] == [7]
     assert drill == Drill(step=7, nan=True)
+
+
+def test_a_crash_drill_strikes_rank_0_at_its_step_in_every_attempt() -> None:
+    drill = read_drill("crash@7")
+    for step, rank in ((6, 0), (8, 0), (7, 1)):
+        drill.strike(step, rank, attempt=1)
+    for attempt in (1, 2):
+        with pytest.raises(DrillCrash, match=f"step 7, attempt {attempt}"):
+            drill.strike(7, 0, attempt)
+
+
+def test_a_hang_drill_spares_the_attempt_that_comes_after() -> None:
+    read_drill("hang@7").strike(7, 0, attempt=2)
 
 
 @pytest.mark.parametrize("bad", ["lr", "nan", "lr*-3@5", "lr*30@", "inf@3", "lr*30@5;nan@7"])
