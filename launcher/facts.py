@@ -29,7 +29,7 @@ from launcher.runfolder import read_json
 from launcher.standing import LIVE, Facts
 
 OUTCOMES = ("accepted", "held", "failed")
-CAUSES = ("died", "raised", "hang", "preempted", "lost_node", "storage", "other")
+CAUSES = ("killed", "raised", "hung", "host_lost", "preempted", "resized", "rollback", "other")
 KEPT_S = 900.0
 MOST_RUNS = 300
 """At most seven series each: under 2,000 with the global ones, and with two causes a run."""

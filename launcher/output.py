@@ -133,7 +133,7 @@ def rank_output(folder: str, attempt: int, rank: int) -> Iterator[None]:
             yield
         except BaseException as error:
             _note(path.with_suffix(".error.json"), {"rank": rank, "attempt": attempt, **described(error)})
-            sys.stderr.write(traceback.format_exc())
+            sys.stderr.write(_told(error))
             raise
 
 
@@ -155,11 +155,7 @@ def job_output(folder: RunFolder, submission: str) -> Iterator[JobEnd]:
             yield end
         except BaseException as error:
             said = described(error)
-            sys.stderr.write(
-                traceback.format_exc()
-                if isinstance(error, Exception)
-                else f"losscast: ended: {said['type']}\n"
-            )
+            sys.stderr.write(_told(error))
             raise
         finally:
             _note(
@@ -191,6 +187,15 @@ def described(error: BaseException) -> dict[str, Any]:
         "message": str(error)[:MESSAGE_CHARS],
         "trace": trace[-TRACE_LINES:],
     }
+
+
+def _told(error: BaseException) -> str:
+    """An error as the log shows it: what is a person's to mend in one line, anything else with its trace."""
+    if getattr(error, "exit_status", None) is not None:
+        return f"losscast: {error}\n"
+    if not isinstance(error, Exception):
+        return f"losscast: ended: {type(error).__name__}\n"
+    return "".join(traceback.format_exception(error))
 
 
 def _note(path: Path, document: dict[str, Any]) -> None:

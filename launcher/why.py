@@ -211,6 +211,9 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
             if first.get("step") == 0
             else ""
         )
+        if first.get("type") == "WrongInput":
+            text = str(first.get("message")).removeprefix("WrongInput: ")
+            return Reason(text, (), (f"mend it, then: losscast submit {name}",), {"first_failure": first})
         who = f"rank {first['rank']}" if first.get("rank") is not None else "the group"
         message = (str(first.get("message") or "").splitlines() or ["no message"])[0]
         headline = f"{who} of attempt {first['attempt']} {_verb(first)}{where}: {message}"
@@ -255,8 +258,23 @@ def _signalled(words: str) -> str:
 
 
 def _verb(failure: Mapping[str, Any]) -> str:
-    return {"raised": "failed", "died": "died"}.get(
+    return {"raised": "failed", "killed": "was killed", "hung": "hung", "host_lost": "lost its host"}.get(
         str(failure.get("cause")), f"failed ({failure.get('cause')})"
+    )
+
+
+def stopped(facts: Facts) -> Reason:
+    """What a stop kept, and what it cost."""
+    commit, name = facts.committed, facts.spec.name
+    at = int(commit.fields.get("step", 0)) if commit else 0
+    kept = f"the checkpoint of step {at} is committed" if commit else "no checkpoint is committed"
+    lost = max(0, facts.step - at)
+    cost = f"; {lost} steps after it will be trained again" if lost else ""
+    by = "ended at once by a person" if (facts.end or {}).get("by") else "asked to stop"
+    return Reason(
+        f"{by} at step {facts.step} of {facts.spec.total_steps}; {kept}{cost}",
+        (),
+        (f"losscast resume {name}",),
     )
 
 

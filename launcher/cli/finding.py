@@ -56,9 +56,8 @@ def folder_of(run: str) -> Any:
         folder = _by_name(run)
     refresh(folder)
     if not folder.spec.exists():
-        raise WrongInput(
-            f"{folder.address}: no run was submitted from here. `losscast submit {run}` does that."
-        )
+        how = "" if path.is_dir() or run.startswith("az://") else f" `losscast submit {run}` does that."
+        raise WrongInput(f"{folder.address}: no run was submitted to here.{how}")
     return folder
 
 

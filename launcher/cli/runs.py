@@ -119,7 +119,7 @@ def why(args: argparse.Namespace) -> int:
     from launcher.standing import LIVE, line
     from launcher.standing import answer as plainly
     from launcher.submit import ENDED
-    from launcher.why import Reason, bundles_of, failed, lacking, tail, vanished
+    from launcher.why import Reason, bundles_of, failed, lacking, stopped, tail, vanished
 
     facts, word, job = standing_of(folder_of(args.run))
     state = getattr(job, "status", None)
@@ -153,6 +153,8 @@ def why(args: argparse.Namespace) -> int:
         reason = failed(facts, vars(job) if state else None)
     elif word == "vanished":
         reason = vanished(facts, state)
+    elif word == "stopped":
+        reason = stopped(facts)
     elif word == "starting":
         log = facts.folder.attempt(facts.attempt or 0) / "output" / "rank-0.log"
         lines = tuple(f"| {t}" for t in tail(facts.folder, log, 5))
@@ -168,7 +170,7 @@ def why(args: argparse.Namespace) -> int:
         return 0
     print(
         f"{name}: {word}: {reason.headline}"
-        if reason.evidence or word in ("pending", "failed")
+        if reason.evidence or word in ("pending", "failed", "stopped")
         else f"{name}: {reason.headline}"
     )
     for text in reason.evidence:
