@@ -2,7 +2,7 @@
 
     final = p50_end + s_end * (k(t) * clip(u, -3, 3)) + what the gap exceeds three of its standard deviations by
     u     = (loss - p50) / s        the present gap, in standard deviations s of the prediction's band at this step
-    k(t)  = t ** 0.85               how much of it is still there at the end; t the share of the run that is done
+    k(t)  = t ** 0.7                how much of it is still there at the end; t the share of the run that is done
 
 The end is normal with standard deviation s_end * sqrt(1 - k^2), wider by what the present gap is not known to. k was
 measured on validation curves of some 860 runs in groups of one recipe, each against the median of the others of its
@@ -20,7 +20,7 @@ from typing import Any
 from monitor.verdict import Action, Advice, Alert
 
 Z90 = 1.6449
-KEEPS = 0.85
+KEEPS = 0.7
 """Exponent of the share of a present gap that lasts to the end."""
 STOP = 0.98
 """P(miss) from which stopping is recommended, once a third of the run is done."""
@@ -60,11 +60,13 @@ def advise(
     target_loss: float | None = None,
     causes: Sequence[Any] = (),
     price_per_hour: float | None = None,
+    checkpoints: Sequence[int] = (),
 ) -> Advice:
     """The advice at this step.
 
     outlook         plain numbers from `Judge.outlook()`
     price_per_hour  what an hour of this run costs, any currency; None leaves the money out
+    checkpoints     steps of the checkpoints that are there to go back to
     """
     step = int(outlook["step"])
     guess = final_loss(prediction, outlook)
@@ -86,24 +88,34 @@ def advise(
         evidence.append(f"finishing costs another {hours:.1f} h and {money:.0f} in money")
     action: Action = "continue"
     worst = open_now.get("LossNonFinite") or open_now.get("LossDiverged")
+    back: int | None = None
+    skip: tuple[int, int] | None = None
     if worst is not None:
         action = "roll_back"
         what = "not finite" if worst.alert == "LossNonFinite" else "off its line for good"
+        onset = min([worst.since_step, *(c.step for c in causes if c.step is not None)])
+        first_call = open_now["LossOffLine"].step if "LossOffLine" in open_now else worst.step
+        skip = (onset, max(onset, first_call if worst.alert == "LossDiverged" else worst.step))
+        back = max((at for at in checkpoints if at < onset), default=None)
+        where = (
+            f"go back to the checkpoint of step {back}"
+            if back is not None
+            else "no checkpoint from before it is known: go back to one"
+        )
         evidence.append(
-            f"{what} since step {worst.since_step}: go back to a checkpoint before it and skip the data of steps "
-            f"{worst.since_step} to {worst.step}"
+            f"{what} since step {onset}: {where} and skip the data of steps {skip[0]} to {skip[1]}"
         )
     elif "LossOffLine" in open_now:
         since = open_now["LossOffLine"].since_step
         evidence.append(
             f"off its line since step {since}, not yet known for how long: wait, keep the last checkpoint"
         )
-    named = [cause for cause in causes if cause.name in ("learning_rate", "gradient_norm")]
-    if worst is not None and named:
-        action = "lower_lr" if named[0].name == "learning_rate" else "roll_back"
-        evidence.extend(f"{cause.name}: {cause.evidence}" for cause in named)
+    if worst is not None:
+        evidence.extend(f"{cause.name}: {cause.evidence}" for cause in causes)
+        if any(cause.name == "learning_rate" for cause in causes):
+            action, skip = "lower_lr", None  # the rate broke it, not the data
     if action == "continue" and p_miss is not None and p_miss >= STOP and outlook["share"] >= 1 / 3:
         action = "stop"
     if not evidence:
         evidence.append("no prediction and no alert: nothing speaks against going on")
-    return Advice(step, action, p_miss, quantiles, tuple(evidence), hours, money)
+    return Advice(step, action, p_miss, quantiles, tuple(evidence), hours, money, back, skip)

@@ -19,20 +19,33 @@ from monitor.verdict import Advice, Alert, Sample
 class Watch(Judge):
     """A judge that also advises: what the service keeps, one per active run."""
 
+    price_per_hour: float | None = None
+    """What an hour of this run costs, in any currency; set it where it is known."""
+
     def advice(self) -> Advice:
         """What to do now, with its evidence."""
-        return advise(self.outlook(), self.open_alerts(), self.prediction, self.target_loss, self.causes())
+        return advise(
+            self.outlook(),
+            self.open_alerts(),
+            self.prediction,
+            self.target_loss,
+            self.causes(),
+            self.price_per_hour,
+            self.checkpoints,
+        )
 
 
 def samples_of(curve: Curve) -> Iterator[Sample]:
     """The curve's rows as the samples a run would have sent, in step order."""
-    tokens, lr, norm = curve.tokens, curve.lr, curve.grad_norm
+    tokens, lr, norm, val = curve.tokens, curve.lr, curve.grad_norm, curve.val_loss
 
     def at(column: Any, i: int) -> float | None:
         return None if column is None or column[i] != column[i] else float(column[i])
 
     for i, (step, loss) in enumerate(zip(curve.step.tolist(), curve.loss.tolist(), strict=True)):
-        yield Sample(step, loss, tokens=at(tokens, i), lr=at(lr, i), grad_norm=at(norm, i))
+        yield Sample(
+            step, loss, tokens=at(tokens, i), lr=at(lr, i), grad_norm=at(norm, i), val_loss=at(val, i)
+        )
 
 
 def read_samples(path: str | Path) -> dict[str, list[Sample]]:
@@ -98,7 +111,7 @@ def replay(
         "advice": [
             {
                 "step": a.step, "action": a.action, "p_miss": a.p_miss, "evidence": list(a.evidence),
-                "final_loss": a.final_loss,
+                "final_loss": a.final_loss, "roll_back_to": a.roll_back_to, "skip": a.skip,
             }
             for a in advice
         ],

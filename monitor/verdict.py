@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 Severity = Literal["info", "warning", "critical"]
 State = Literal[
-    "warming_up", "healthy", "off_line", "diverged", "above", "below", "non_finite", "spike", "stalled"
+    "warming_up",
+    "healthy",
+    "off_line",
+    "diverged",
+    "above",
+    "below",
+    "non_finite",
+    "spike",
+    "stalled",
+    "plateau",
 ]
 Source = Literal["control", "prediction", "own_past", "none"]
 Action = Literal["continue", "stop", "roll_back", "lower_lr"]
@@ -39,6 +48,8 @@ class Cause:
 
     name: str
     evidence: str
+    step: int | None = None
+    """Where the cause itself is seen first, when that is known better than the alert's onset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,10 @@ class Advice:
     evidence: tuple[str, ...] = field(default=())
     hours_left: float | None = None
     money_left: float | None = None
+    roll_back_to: int | None = None
+    """Step of the newest checkpoint from before the trouble; None when there is none, or nothing to roll back."""
+    skip: tuple[int, int] | None = None
+    """First and last step whose batches should not be read again."""
 
 
 def as_dict(record: Sample | Alert | Cause | Verdict | Advice) -> dict[str, Any]:

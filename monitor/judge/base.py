@@ -13,6 +13,7 @@ from monitor.judge.cusum import Cusum
 from monitor.judge.drift import Drift
 from monitor.judge.evidence import Evidence
 from monitor.judge.line import Expected, Line
+from monitor.judge.order import Order
 from monitor.judge.past import Past
 from monitor.judge.settings import Settings
 from monitor.judge.track import Track
@@ -24,8 +25,15 @@ STATES: tuple[tuple[str, State], ...] = (
     ("LossOffLine", "off_line"),
     ("LossAbovePrediction", "above"),
     ("LossBelowPrediction", "below"),
+    ("LossPlateau", "plateau"),
 )
 """What an open alert makes of the run, worst first."""
+
+BY_DATA = frozenset({"LossNonFinite", "LossOffLine", "LossDiverged", "LossSpike"})
+"""Alerts that a bad batch can raise."""
+
+CHECKPOINTS = 16
+"""Checkpoints remembered."""
 
 LEARN_FROM, LEARN_TO = 0.07, 0.2
 """Shares of the run between which its own offset from the prediction is learnt."""
@@ -37,6 +45,7 @@ NUMBERS = (
     "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
     "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
     "resume_level", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
+    "gaps", "newer", "older", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat",
 )  # fmt: skip
 
 
@@ -71,6 +80,16 @@ class Held:
     _first_time: float
     _time_step: float
     _tail: float
+    _gaps: float
+    _newer: float
+    _older: float
+    _val_bad: float
+    _val_count: float
+    _val_newer: float
+    _val_older: float
+    _val_step: float
+    _val_apart: float
+    _flat: float
 
     def __init__(
         self,
@@ -90,10 +109,15 @@ class Held:
         memory = self.settings.memory
         self.raw = Track(memory)
         self.gap = Track(memory, follow=True)
+        self.val = Track(memory, follow=True)
         self.main = Cusum()
         self.drift = Drift()
         self.past = Past()
         self.evidence = Evidence()
+        self.order = Order()
+        """For a caller whose samples may arrive out of order; the judge itself takes them as they come."""
+        self.checkpoints: list[int] = []
+        """Steps of the newest checkpoints that are there to go back to, rising."""
         self.control: Control | None = None
         self.twin = Drift()
         self._open: dict[str, Alert] = {}
@@ -108,12 +132,14 @@ class Held:
         return {
             "version": 1,
             "numbers": {name: _plain(getattr(self, "_" + name)) for name in NUMBERS},
-            "tracks": [self.raw.state(), self.gap.state()],
+            "tracks": [self.raw.state(), self.gap.state(), self.val.state()],
             "main": self.main.state(),
             "drift": self.drift.state(),
             "twin": self.twin.state(),
             "past": self.past.state(),
             "evidence": self.evidence.state(),
+            "order": self.order.state(),
+            "checkpoints": self.checkpoints[:],
             "control": self.control.state() if self.control is not None else None,
             "open": [
                 [a.alert, a.severity, a.step, a.since_step, _plain(a.value), a.expected]
@@ -140,11 +166,16 @@ class Held:
                 setattr(judge, "_" + name, _number(value))
         judge.raw.load(state["tracks"][0])
         judge.gap.load(state["tracks"][1])
+        if len(state["tracks"]) > 2:
+            judge.val.load(state["tracks"][2])
         judge.main.load(state["main"])
         judge.drift.load(state["drift"])
         judge.twin.load(state["twin"])
         judge.past.load(state["past"])
         judge.evidence.load(state["evidence"])
+        if "order" in state:
+            judge.order.load(state["order"])
+        judge.checkpoints = [int(step) for step in state.get("checkpoints", ())]
         if state["control"] is not None:
             judge.control = Control(judge.settings.memory)
             judge.control.load(state["control"])
@@ -159,10 +190,19 @@ class Held:
     def causes(self) -> tuple[Cause, ...]:
         """Likely causes of what is open now, with the evidence for each."""
         held = self._worst()
-        if held is None:
-            return ()
-        since = held[1].since_step
-        return self.evidence.causes(since, self._off_count if self._off else 0.0)
+        alert = held[1] if held is not None else next(iter(self.open_alerts()), None)
+        return self._causes_of(alert) if alert is not None else ()
+
+    def _causes_of(self, alert: Alert) -> tuple[Cause, ...]:
+        off = self._off_count if self._off else 0.0
+        found = self.evidence.causes(alert.since_step, off)
+        if found or alert.alert not in BY_DATA:
+            return found
+        where = f"steps {alert.since_step} to {alert.step}"
+        if self._tokens > 0 and self._step > 0:  # exact where every batch has the same size
+            each = self._tokens / self._step
+            where += f", about tokens {each * max(0, alert.since_step - 1):.0f} to {each * alert.step:.0f}"
+        return (Cause("data_position", f"nothing else changed: look at the batches of {where}"),)
 
     def _worst(self) -> tuple[State, Alert] | None:
         for name, state in STATES:

@@ -14,21 +14,35 @@ Loss, levels and gaps are nats per token. No clock, no I/O; all that changes is 
 
 import math
 
-from monitor.judge.base import band_sd
+from monitor.judge.base import CHECKPOINTS, band_sd
 from monitor.judge.control import Control
 from monitor.judge.fast import Fast
 from monitor.judge.line import Expected
+from monitor.judge.plateau import Plateau
 from monitor.judge.slow import Slow
+from monitor.judge.validation import Validation
 from monitor.verdict import Alert, Cause, Sample, Source, State, Verdict
 
+SPARSE = 60
+"""Samples up to which a run's log counts as sparse: each of them says where the run is."""
+NEWEST = 0.7
+"""Weight of the newest of two such samples up to half the run; all of it from three quarters on."""
+FRESH = 0.9
+"""A validation speaks for the run until it is a tenth further."""
 
-class Judge(Fast, Slow):
+
+class Judge(Fast, Slow, Validation, Plateau):
     """Feed samples in step order; each gives the verdict after it. See `monitor.judge` for the whole interface."""
 
     def announce(self, step: int, what: str) -> None:
         """A planned change (learning rate, data) takes effect at `step`: the level is learnt anew from there."""
         self._quiet_from = float(step)
         self.evidence.announced(step, what)
+
+    def checkpoint(self, step: int, ok: bool = True) -> None:
+        """A checkpoint of `step` was committed, or turned out not to verify: one to go back to, or not."""
+        held = [at for at in self.checkpoints if at != step]
+        self.checkpoints = sorted([*held, step] if ok else held)[-CHECKPOINTS:]
 
     def restarted(self, step: int, attempt: int) -> None:
         """Attempt `attempt` goes on from `step`; steps after it come again and supersede what was seen."""
@@ -101,16 +115,22 @@ class Judge(Fast, Slow):
             self._start_over()
         if "LossNonFinite" in self._open:
             self._finite_run += 1
-            if self._finite_run >= self.settings.recover:
+            if self._finite_run >= self.settings.recover and not self._val_bad:
                 self._close("LossNonFinite", step, closed)
         expected = self.line.at(step, sample.tokens) if self.line else None
+        if expected is not None:
+            u = max(-50.0, min(50.0, (x - expected.p50) / band_sd(expected)))
+            self._older, self._newer = self._newer if self._gaps else u, u
+            self._gaps += 1.0
         self._beside(sample, opened, closed)
         self._fast(sample, expected, opened, closed)
         if self._resume_n:
             self._continuity(sample, opened, closed)
         if not self._off:
             self._slow(sample, expected, opened, closed)
-        self.past.learn(step, self.raw.base, x)
+            self._plateau(sample, expected, opened, closed)
+        self._validation(sample, expected, opened, closed)
+        self.past.learn(step, self.raw.base, x, self.evidence.number["lr"])
         return self._say(opened, closed, expected)
 
     def _non_finite(self, sample: Sample, opened: list[Alert]) -> Verdict:
@@ -146,6 +166,8 @@ class Judge(Fast, Slow):
                 causes = self.causes()
         if state == "healthy" and opened and opened[-1].alert == "LossSpike":
             state = "spike"
+        if opened and not causes:
+            causes = self._causes_of(opened[-1])
         finite = math.isfinite(x)
         if not finite and self._samples + len(self._open) > 0:
             state = "non_finite"
@@ -183,18 +205,29 @@ class Judge(Fast, Slow):
         step = max(self._step, 0.0)
         expected = self.line.at(step, self._tokens if self._tokens >= 0 else None) if self.line else None
         share = self._share(step) or 0.0
-        answer = {"step": step, "share": share, "gap_samples": self.drift.count, "loss": self._loss}
+        answer = {
+            "step": step,
+            "share": share,
+            "gap_samples": max(
+                self.drift.count, self._val_count, self._gaps if self._gaps <= SPARSE else 0.0
+            ),
+            "loss": self._loss,
+        }
         answer |= {"gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
         if share > 0 and self._time > self._first_time > 0 and step > self._time_step:
             left = max(0.0, step / share - step)
             answer["hours_left"] = left * (self._time - self._first_time) / (step - self._time_step) / 3600.0
-        if expected is None or not self.drift.count:
+        if expected is None or not (self.drift.count or 0 < self._gaps <= SPARSE or self._val_count):
             return answer
-        # between the newest sample and the smoothed gap, by how noisy one sample is against the band
         spread, drift = band_sd(expected), self.drift
+        fresh = self._val_count and (self._share(self._val_step) or 0.0) >= FRESH * share
+        if fresh or self._gaps <= SPARSE:
+            # validations, or as few samples as one keeps of them: hardly any noise beside what the run itself does
+            newer, older = (self._val_newer, self._val_older) if fresh else (self._newer, self._older)
+            newest = NEWEST + (1.0 - NEWEST) * max(0.0, min(1.0, (share - 0.5) / 0.25))
+            return answer | {"gap": (older + newest * (newer - older)) * spread, "band_sd": spread}
         one = self.gap.calm_sd if self.gap.count >= 3 else 1.0
-        share_new = 1.0 / (1.0 + one * one)
-        newest = (self._loss - expected.p50) / spread if math.isfinite(self._loss) else drift.recent
-        gap = drift.recent + share_new * (max(-50.0, min(50.0, newest)) - drift.recent)
-        noise = 0.0 if share_new > 0.5 else drift.recent_sd(one)  # a band of such samples holds their noise
-        return answer | {"gap": gap * spread, "band_sd": spread, "gap_sd": noise * spread}
+        gap = drift.recent
+        if self._off:  # the smoothed gap stands still while the run is off its line
+            gap += max(0.0, self._recent) * one
+        return answer | {"gap": gap * spread, "band_sd": spread, "gap_sd": drift.recent_sd(one) * spread}

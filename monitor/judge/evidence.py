@@ -58,6 +58,15 @@ class Evidence:
         norm = sample.grad_norm
         if norm is not None and norm > 0 and math.isfinite(norm):
             self._norm(sample.step, math.log(norm))
+        elif norm is not None and not math.isfinite(norm):
+            if n["norm_count"] == 0:
+                n["norm_step"] = float(sample.step)
+            n["norm_count"], n["norm_quiet"], n["norm_at"], n["norm_ratio"] = (
+                n["norm_count"] + 1.0,
+                0.0,
+                n["samples"],
+                math.inf,
+            )
         spread = sample.spread
         if spread is not None and spread >= 0 and math.isfinite(spread):
             self._spread(sample.step, spread)
@@ -143,7 +152,10 @@ class Evidence:
             found.append(
                 Cause(
                     "gradient_norm",
-                    f"{n['norm_ratio']:.1f} times its level, first at step {n['norm_step']:.0f}",
+                    f"not finite, first at step {n['norm_step']:.0f}"
+                    if n["norm_ratio"] == math.inf
+                    else f"{n['norm_ratio']:.1f} times its level, first at step {n['norm_step']:.0f}",
+                    int(n["norm_step"]),
                 )
             )
         if n["spread_at"] >= oldest and n["spread_step"] >= 0:
@@ -158,7 +170,9 @@ class Evidence:
     def state(self) -> dict[str, object]:
         return {
             "tracks": [t.state() for t in (self.norm, self.spread, self.rate)],
-            "numbers": {k: None if v != v else v for k, v in self.number.items()},
+            "numbers": {
+                k: None if v != v else ("Infinity" if v == math.inf else v) for k, v in self.number.items()
+            },
             "change": self.change,
         }
 
@@ -167,5 +181,5 @@ class Evidence:
             track.load(held)
         for name, value in state["numbers"].items():
             if name in self.number:
-                self.number[name] = math.nan if value is None else float(value)
+                self.number[name] = math.nan if value is None else float(value)  # float("Infinity") is one
         self.change = str(state["change"])

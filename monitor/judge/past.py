@@ -1,11 +1,13 @@
-"""The run's own way so far, thinned to at most 64 points: (step, level), nats per token.
+"""The run's own way so far, thinned to at most 64 points: (step, level, learning rate); levels are nats per token.
 
 Answers where the level was at an earlier step: after a resume from there, and to say how much of its way a run that
 blew up has lost. When full, every other point goes and the stride doubles, so the points stay evenly spaced in
 samples however long the run is.
 """
 
+import math
 from bisect import bisect_left
+from typing import Any
 
 KEEP = 64
 RECENT = 8
@@ -18,13 +20,14 @@ class Past:
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.levels: list[float] = []
+        self.rates: list[float] = []
         self.latest: list[float] = []
         self.stride = 1
         self.count = 0
         self.last_step = -1.0
 
-    def learn(self, step: float, level: float, loss: float) -> None:
-        """The level after the sample at this step, and the sample itself."""
+    def learn(self, step: float, level: float, loss: float, lr: float = math.nan) -> None:
+        """The level after the sample at this step, the sample itself, and its learning rate where it is known."""
         self.latest.append(loss)
         if len(self.latest) > RECENT:
             del self.latest[0]
@@ -34,8 +37,9 @@ class Past:
             return
         self.steps.append(float(step))
         self.levels.append(level)
+        self.rates.append(lr)
         if len(self.steps) >= KEEP:
-            del self.steps[::2], self.levels[::2]
+            del self.steps[::2], self.levels[::2], self.rates[::2]
             self.stride *= 2
 
     def at(self, step: float) -> float | None:
@@ -51,16 +55,32 @@ class Past:
         share = (step - steps[i - 1]) / (steps[i] - steps[i - 1])
         return self.levels[i - 1] + share * (self.levels[i] - self.levels[i - 1])
 
+    def lr_at(self, step: float) -> float:
+        """The learning rate of the last point at or before a step; infinite where it is not known, so that nothing is
+        above it."""
+        i = bisect_left(self.steps, step + 0.5)
+        rate = self.rates[i - 1] if i else math.nan
+        return rate if rate == rate else math.inf
+
     def forget(self, step: float) -> None:
         """Points after this step are superseded."""
         i = bisect_left(self.steps, step + 0.5)
-        del self.steps[i:], self.levels[i:]
+        del self.steps[i:], self.levels[i:], self.rates[i:]
         self.last_step = min(self.last_step, float(step))
 
-    def state(self) -> list[list[float]]:
-        return [self.steps[:], self.levels[:], [self.stride, self.count, self.last_step], self.latest[:]]
+    def state(self) -> list[Any]:
+        rates = [None if v != v else v for v in self.rates]
+        return [
+            self.steps[:],
+            self.levels[:],
+            [self.stride, self.count, self.last_step],
+            self.latest[:],
+            rates,
+        ]
 
-    def load(self, state: list[list[float]]) -> None:
+    def load(self, state: list[Any]) -> None:
         self.steps, self.levels = [float(v) for v in state[0]], [float(v) for v in state[1]]
         self.latest = [float(v) for v in state[3]]
+        rates = state[4] if len(state) > 4 else [None] * len(self.steps)
+        self.rates = [math.nan if v is None else float(v) for v in rates]
         self.stride, self.count, self.last_step = int(state[2][0]), int(state[2][1]), float(state[2][2])
