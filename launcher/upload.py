@@ -286,7 +286,7 @@ class Carriage:
             target = home / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place.parent, ignore_errors=True)  # DeepSpeed leaves scripts of its own beside it
 
     def _commit(self, step: int) -> None:
         from launcher.saving import commit_checkpoint
