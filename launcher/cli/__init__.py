@@ -14,7 +14,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-MODULES = ("demo", "validate", "plan", "schema", "data", "submit", "runs", "logs", "ending", "ladder")
+MODULES = (
+    "demo",
+    "validate",
+    "plan",
+    "schema",
+    "data",
+    "submit",
+    "runs",
+    "logs",
+    "ending",
+    "doctor",
+    "ladder",
+)
 
 
 def parser() -> argparse.ArgumentParser:
