@@ -9,11 +9,14 @@ final    For each training recipe (`forecast_sources`), runs are put in windows 
          only to the runs of at most 1/100 (1/300, 1/1,000, 1/8,000) of the least target's compute, provided that leaves 6 runs of
          4 different computes. A window is one fit; predictions of one fit share its law and are not independent, so
          both counts are printed. "largest" keeps each recipe's first window: its largest runs.
+widths   Left out across families: to judge a family's intervals, all widths are multiplied by the factor that makes those of
+         the other families (each counting the same) hold 90%; the family's own runs have no say in it.
 curves   the published split of the schedules set: fit cosine_24000, constant_24000 and wsdcon_9 of one size, predict the
          loss at every logged step of the other six schedules from their learning rates alone; and from cosine_24000 alone.
 tasks    bits-per-byte of each task at the end of the 1B runs, from the runs of at most 370M parameters.
 
-Everything is printed for the sources tuned on and for the others apart: only the latter are evidence.
+What was seen while forms and priors were chosen, and what was not, is printed apart. How the choice of priors itself
+carries over from family to family is what `forecast_leave_out.py` measures.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from forecast_sources import folder, sources, tuned_on
+from forecast_sources import family, folder, sources, tuned_on
 
 from monitor.anneal import Schedule
 from monitor.fit import fit
@@ -91,22 +94,57 @@ def bench_final(ratios: tuple[int, ...] = (100, 300, 1000, 8000)) -> list[dict]:
                 for i in targets:
                     q = law.predict(points.params[i], points.tokens[i], points.flops[i])
                     loss = float(points.loss[i])
-                    rows.append({"source": name, "ratio": ratio, "window": window, "tuned_on": tuned_on(name),
+                    arm = np.log(q.p95 / q.p50) if loss > q.p50 else np.log(q.p50 / q.p05)
+                    rows.append({"source": name, "family": family(name), "ratio": ratio, "window": window, "seen": tuned_on(name),
                                  "loss": loss, "error": q.p50 / loss - 1, "inside": q.p05 <= loss <= q.p95,
+                                 "arms": abs(float(np.log(q.p50 / loss))) / float(arm),
                                  "width": (q.p95 - q.p05) / loss, "identifiable": law.identifiable})  # fmt: skip
         print(f"  {name}", file=sys.stderr, flush=True)
     for ratio in ratios:
-        for label, chosen in (("all", (True, False)), ("not tuned on", (False,))):
-            some = [r for r in rows if r["ratio"] == ratio and r["tuned_on"] in chosen]
+        for label, chosen in (("all", (True, False)), ("not seen", (False,))):
+            some = [r for r in rows if r["ratio"] == ratio and r["seen"] in chosen]
             if some:
                 print(f"1/{ratio:,} {label:>12}: {summary(some)}")
-    for label, chosen in (("all", (True, False)), ("not tuned on", (False,))):
-        some = [r for r in rows if r["tuned_on"] in chosen]
-        fits = {(r["source"], r["ratio"], r["window"]) for r in some}
-        inside = np.mean([r["inside"] for r in some])
-        print(f"90% intervals, {label}: hold {inside:.1%} of {len(some)} predictions, {len(fits)} fits, {len({r['source'] for r in some})} recipes; "
-              f"median width {np.median([r['width'] for r in some]):.1%}")  # fmt: skip
+    print(
+        "1/100, largest runs, recipe by recipe: " + "; ".join(recipes([r for r in rows if r["ratio"] == 100]))
+    )
+    for label, some in (
+        ("all", rows),
+        ("called identifiable", [r for r in rows if r["identifiable"]]),
+        ("not seen", [r for r in rows if not r["seen"]]),
+    ):
+        if some:
+            fits = {(r["source"], r["ratio"], r["window"]) for r in some}
+            inside = np.mean([r["inside"] for r in some])
+            print(f"90% intervals, {label}: hold {inside:.1%} of {len(some)} predictions, {len(fits)} fits, {len({r['source'] for r in some})} recipes; "
+                  f"median width {np.median([r['width'] for r in some]):.1%}")  # fmt: skip
+    left_out(rows)
     return rows
+
+
+def left_out(rows: list[dict]) -> None:
+    """What intervals hold in each family, as they are, and with the width that the other families ask for."""
+    families = sorted({r["family"] for r in rows})
+    for one in families:
+        own = [r for r in rows if r["family"] == one]
+        others = [r for r in rows if r["family"] != one]
+        count = {name: sum(r["family"] == name for r in others) for name in families}
+        order = np.argsort([r["arms"] for r in others])
+        mass = np.cumsum([1 / count[others[i]["family"]] for i in order])
+        factor = others[int(order[np.searchsorted(mass, 0.9 * mass[-1])])]["arms"]
+        print(f"widths, {one:>10}: hold {np.mean([r['inside'] for r in own]):.0%} of {len(own)}, median width {np.median([r['width'] for r in own]):.1%}; "
+              f"with the others' factor {factor:.2f}: hold {np.mean([r['arms'] <= factor for r in own]):.0%}")  # fmt: skip
+
+
+def recipes(rows: list[dict]) -> list[str]:
+    """Each recipe's error at its largest runs, and the interval's width there."""
+    out = []
+    for source in dict.fromkeys(r["source"] for r in rows):
+        own = [r for r in rows if r["source"] == source]
+        top = [r for r in own if r["window"] == min(o["window"] for o in own)]
+        error, width = (float(np.median([r[k] for r in top])) for k in ("error", "width"))
+        out.append(f"{source} {error:+.1%} (width {width:.0%})")
+    return out
 
 
 def summary(rows: list[dict]) -> str:

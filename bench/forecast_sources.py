@@ -1,7 +1,8 @@
 """The public runs that forecasts are measured on: one `Points` a training recipe, and which were used to tune.
 
-Reads LOSSCAST_DATA. Tuned on: porian_rw (5 recipes), overtraining_rpj, gemstones, collapse_c5m, steplaw.
-Confirmed on: porian_owt2 (5 recipes), chinchilla, isoflop_misfitting, olmo, collapse_chess.
+Reads LOSSCAST_DATA. A family is one laboratory's runs: recipes of one family share what makes them hard, so a family is
+what is left out together. Seen while forms, priors and widths were chosen: porian (rw and owt2, 5 recipes each),
+chinchilla, rpj, gemstones, misfitting, olmo. Not seen: chess_const and c5m_const (chess moves and pixels, constant rate).
 """
 
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from monitor.points import Points, read_curves, read_points
 from monitor.table import read_table
 
-TUNED_ON = ("porian_rw", "rpj", "gemstones", "collapse_c5m", "steplaw")
+UNSEEN = ("chess_const", "c5m_const")
 
 
 def folder() -> Path:
@@ -27,8 +28,13 @@ def folder() -> Path:
 
 
 def tuned_on(name: str) -> bool:
-    """Whether a source was looked at while priors and drift were chosen."""
-    return name.startswith(TUNED_ON)
+    """Whether a source was looked at while forms, priors and widths were chosen."""
+    return not name.startswith(UNSEEN)
+
+
+def family(name: str) -> str:
+    """Whose runs a recipe is."""
+    return name.split("_")[0].split("/")[0]
 
 
 def sources() -> Iterator[tuple[str, Points]]:
@@ -50,6 +56,8 @@ def sources() -> Iterator[tuple[str, Points]]:
     for name in ("collapse_c5m", "collapse_chess"):
         yield name, ends_by_compute(data / f"curves/{name}.csv")
     yield "gemstones", gemstones(data / "curves/gemstones_to_100b.csv")
+    yield "chess_const", lengths(data / "curves/collapse_chess_const.csv")
+    yield "c5m_const", lengths(data / "curves/collapse_c5m_schedules.csv", "const")
 
 
 def best_of(points: Points) -> Points:
@@ -95,3 +103,27 @@ def gemstones(path: Path) -> Points:
         6 * values[:, 0] * values[:, 1],
         path=str(path),
     )
+
+
+def lengths(path: Path, schedule: str | None = None) -> Points:
+    """Eight lengths, each twice the one before, of the first constant-rate run of each size; each counts as a run ended there.
+
+    A length's loss is the mean of three logged ones. The files give compute and not tokens: tokens are compute / params / 6.
+    """
+    table = read_table(path)
+    columns = zip(table.texts("run"), table.texts("schedule"), table.texts("num_params"), strict=True)
+    numbers = (table.numbers(k, low=0.0, may_equal=True) for k in ("step", "compute", "loss"))
+    first: dict[str, str] = {}
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    for (run, kind, size), values in zip(columns, zip(*numbers, strict=True), strict=True):
+        if schedule in (None, kind) and first.setdefault(size, run) == run:
+            rows.setdefault(size, []).append(values)
+    points = []
+    for size, row in rows.items():
+        step, compute, loss = np.array(sorted(row)).T
+        for k in range(8):
+            i = int(np.searchsorted(step, step[-1] / 2**k, side="right")) - 1
+            if i >= 3:
+                points.append((f"{size}/{2**k}", float(size), compute[i], loss[i - 2 : i + 1].mean()))
+    params, flops, ends = np.array([p[1:] for p in points], float).T
+    return Points(tuple(p[0] for p in points), params, flops / params / 6, ends, flops, path=str(path))

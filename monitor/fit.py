@@ -18,13 +18,17 @@ from monitor.fit_anneal import fit_curves
 from monitor.fit_chinchilla import bootstrap_plain, fit_plain
 from monitor.fit_clean import asked_out, clean, ends
 from monitor.fit_members import Runs, draw, fit_mode
-from monitor.fit_weights import DRIFT, drift, forms_for, try_inside, weigh
+from monitor.fit_weights import DRIFT, forms_for, share_for, sizes_near, stretch, try_inside, weigh
 from monitor.law import PARAMETERS, Law, Member, log_loss
 from monitor.points import Curves, Points
 from monitor.table import FloatArray
 
 FEW = 7
 """Runs up to which a plain fit takes its draws from weak priors and gives no standard errors."""
+E_LOOSE, E_LOOSE_EASED = 0.7, 0.5
+"""90% range of E over its middle from which on E counts as unknown; the priors of the eased forms alone leave 0.64."""
+HELD = 0.1
+"""What small runs are held back by at the largest run, ln loss, from which on the law is called a guess."""
 FORMS = ("auto", "chinchilla", "frontier", "power", "curve")
 
 
@@ -147,7 +151,7 @@ def _plain(points: Points, shape: dict | None, conventions: dict[str, str], seed
         k: float(v) if len(points) > FEW else None
         for k, v in zip(PARAMETERS["chinchilla"], natural.std(axis=0), strict=True)
     }
-    why = _unknown(len(points), _spans(points), natural[:, 0])
+    why = _unknown(len(points), _spans(points), natural[:, 0], E_LOOSE)
     dof = max(1, len(points) - 5)
     return Law(
         "chinchilla",
@@ -193,19 +197,26 @@ def _mixed(
         Member(f.form.name, float(w), tuple(map(float, f.point())), d[0])
         for f, w, d in zip(fits, weights, drawn, strict=True)
     )
-    best = max(
-        (i for i, name in enumerate(names) if name != "bent" or len(names) == 1), key=lambda i: weights[i]
-    )
+    best = names.index("frontier") if "frontier" in names else int(np.argmax(weights))
     names_of = PARAMETERS[names[best]]
     point = fits[best].point()
     residual = fits[best].log_loss(runs) - runs.ln_loss
     noise = float(np.exp(np.sum(weights * [np.median(np.log(d[1])) for d in drawn])))
-    why = _unknown(len(points), _spans(points), drawn[best][0][:, 0] if names[best] != "bent" else np.ones(1))
+    share = share_for(runs, sized)
+    wider = stretch(trials, weights, share, len(runs))
+    why = _unknown(
+        len(points),
+        _spans(points),
+        _floors(names, drawn, weights),
+        E_LOOSE_EASED if "eased" in names else E_LOOSE,
+        "" if not sized or sizes_near(runs) > 1 else "the runs near the frontier are of one size",
+        *_held_back(names, drawn, weights),
+    )
     return Law(
         form,
         members,
         noise,
-        drift(trials, weights),
+        wider * share,
         _runs(points),
         not why,
         why,
@@ -217,15 +228,43 @@ def _mixed(
         _listed(points),
         conventions,
         shape,
+        wider,
     )  # fmt: skip
+
+
+def _floors(names: list[str], drawn: list[tuple[FloatArray, FloatArray]], weights: FloatArray) -> FloatArray:
+    """Draws of E, from each form that has one as many as its weight allows; ones where none has."""
+    parts = [
+        d[0][np.linspace(0, len(d[0]) - 1, max(1, round(w * len(d[0])))).astype(int), 0]
+        for name, d, w in zip(names, drawn, weights, strict=True)
+        if name != "bent"
+    ]
+    return np.concatenate(parts) if parts else np.ones(1)
+
+
+def _held_back(
+    names: list[str], drawn: list[tuple[FloatArray, FloatArray]], weights: FloatArray
+) -> list[str]:
+    """Words on runs whose loss falls faster than that of well-made ones, which the law takes for small runs held back."""
+    late = [
+        (w, float(np.median(d[0][:, PARAMETERS[name].index("late")])))
+        for name, d, w in zip(names, drawn, weights, strict=True)
+        if "late" in PARAMETERS[name]
+    ]
+    if not late or sum(w * v for w, v in late) / sum(w for w, _ in late) < HELD:
+        return []
+    return [
+        "the loss falls faster than in runs of full length: the small ones look held back (a long warm-up, a batch too "
+        "large for them), and how soon larger ones outgrow that is a guess"
+    ]
 
 
 def _spans(points: Points) -> float:
     return float(np.log10(points.flops.max() / points.flops.min()))
 
 
-def _unknown(count: int, decades: float, e_draws: FloatArray) -> str:
-    """What the runs can't tell, in words; empty when they can."""
+def _unknown(count: int, decades: float, e_draws: FloatArray, loose: float, *more: str) -> str:
+    """What the runs can't tell, in words; empty when they can. `loose`: from which 90% range on E counts as unknown."""
     reasons = []
     if count < 5:
         reasons.append(f"{count} run{'s' if count > 1 else ''} can't fix a law's parameters")
@@ -234,11 +273,11 @@ def _unknown(count: int, decades: float, e_draws: FloatArray) -> str:
     if decades < 1:
         reasons.append(f"the runs span {decades:.1f} decades of compute")
     low, middle, high = np.quantile(e_draws, [0.05, 0.5, 0.95])
-    if not high - low < 0.7 * middle:
+    if not high - low < loose * middle:
         reasons.append(
             f"the irreducible loss E could be anything from {low:.2g} to {high:.2g} nats per token"
         )
-    return "; ".join(reasons)
+    return "; ".join([*reasons, *filter(None, more)])
 
 
 def _naturals(z: FloatArray) -> FloatArray:

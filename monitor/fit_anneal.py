@@ -1,8 +1,10 @@
 """The multi-power law fitted to curves: robust least squares on ln loss, in units of the runs, under weak priors.
 
-Every parameter is positive and is fitted as its logarithm. Rates are counted in the runs' peak, sums of rates in
-the largest one, the loss in the smallest one seen, so no unit matters. Priors (normal on the logarithm) are wide;
-they hold what a single run can't tell.
+Every parameter is positive and is fitted as its logarithm, B over A. Rates are counted in the runs' peak, sums of
+rates in the largest one, the loss in the smallest one seen, so no unit matters, and what remains is much alike from
+text to pixels. Priors (normal on the logarithm) hold what a single run can't tell; their middles are those of models of
+pixels (collapse_c5m), counted in an annealed run. The law's misfit goes along a run, so that neighbouring losses of
+runs of one shape count as one in ten; other shapes are other evidence.
 """
 
 import math
@@ -17,9 +19,11 @@ from monitor.anneal import NAMES, LrPath, loss_at
 from monitor.points import Curve
 from monitor.table import FloatArray
 
-_MEANS = np.log([0.9, 0.07, 0.5, 0.045, 50.0, 0.6, 0.6, 0.3, 0.3])
-_SDS = np.array([0.12, 0.7, 0.4, 0.6, 1.5, 0.5, 0.4, 1.0, 0.5])
+_MEANS = np.log([0.9, 0.07, 0.41, 0.56, 120.0, 1.1, 0.67, 0.3, 0.3])
+_SDS = np.array([0.12, 1.2, 0.2, 0.3, 0.7, 0.4, 0.35, 1.0, 0.5])
 _DELTA = 1e-3
+EVIDENCE = 0.1
+"""What a loss counts for, times the number of shapes of schedule there are; at most 1."""
 MOST = 12
 """Curves fitted; of more, this many spread over the sizes."""
 PIECES = 160
@@ -48,11 +52,15 @@ def fit_curves(curves: Sequence[Curve], seed: int = 0) -> dict[str, Any] | None:
         for c in used
         if c.lr is not None
     )
-    problem = _Problem([_thin(c, peaks[c.params], unit, centre if several else None) for c in used], several)
+    shapes = len({_kind_of(c) for c in used})
+    problem = _Problem(
+        [_thin(c, peaks[c.params], unit, centre if several else None) for c in used], several, shapes
+    )
     start = time.perf_counter()
     best = problem.solve()
     seconds = time.perf_counter() - start
-    draws = problem.draws(best, 48, seed)
+    draws = problem.theta(problem.draws(best, 48, seed))
+    best = problem.theta(best)
     residual = np.concatenate(problem.residuals(np.exp(best)))
     spread = 1.4826 * float(np.median(np.abs(residual)))
     theta, shift = best.copy(), math.log(problem.level)
@@ -66,7 +74,7 @@ def fit_curves(curves: Sequence[Curve], seed: int = 0) -> dict[str, Any] | None:
         "draws": [[float(f"{v:.6g}") for v in row] for row in draws],
         "peak": peak,
         "shape": _shape(used[-1]),
-        "shapes": len({_kind_of(c) for c in used}),
+        "shapes": shapes,
         "area": unit,
         "params": centre,
         "sizes": len(sizes),
@@ -130,11 +138,21 @@ def _thin(
 class _Problem:
     """Residuals of ln loss of every run, and the fit of ln parameters to them."""
 
-    def __init__(self, runs: list[tuple[LrPath, FloatArray, FloatArray, float]], several: bool) -> None:
+    def __init__(
+        self, runs: list[tuple[LrPath, FloatArray, FloatArray, float]], several: bool, shapes: int
+    ) -> None:
         self.runs, self.several = runs, several
+        self.evidence = min(1.0, EVIDENCE * shapes)
         self.level = math.exp(min(float(r[2].min()) for r in runs))
         self.count = len(NAMES) if several else len(NAMES) - 2
         self.cost = 0.0
+
+    @staticmethod
+    def theta(z: FloatArray) -> FloatArray:
+        """ln parameters in the order of NAMES from coordinates (..., 9), in which B stands over A."""
+        out = z.copy()
+        out[..., 3] += out[..., 1]
+        return out
 
     def residuals(self, theta: FloatArray) -> list[FloatArray]:
         """Fitted minus observed ln loss a run, for parameters (9,) in units of `level`."""
@@ -150,12 +168,12 @@ class _Problem:
     def _all(self, z: FloatArray, scale: float) -> FloatArray:
         full = _MEANS.copy()
         full[: self.count] = z
-        r = np.concatenate(self.residuals(np.exp(full))) / scale
+        r = np.concatenate(self.residuals(np.exp(self.theta(full)))) / scale
         return np.clip(np.nan_to_num(r, nan=1e3), -1e3, 1e3)
 
     def solve(self) -> FloatArray:
-        """ln parameters (9,) at the best of a few starts: wide Huber first, then the narrow one."""
-        prior = lambda z: (z - _MEANS[: self.count]) / _SDS[: self.count]  # noqa: E731
+        """Coordinates (9,) at the best: wide Huber first, then the narrow one."""
+        prior = lambda z: (z - _MEANS[: self.count]) / _SDS[: self.count] / math.sqrt(self.evidence)  # noqa: E731
 
         def target(z: FloatArray, scale: float) -> FloatArray:
             r = self._all(z, scale)
@@ -163,22 +181,16 @@ class _Problem:
             huber = np.sign(r) * np.sqrt(np.where(size <= 1, r * r, 2 * size - 1))
             return np.concatenate([huber, prior(z)])
 
-        found = []
-        for gamma, beta in ((0.5, 0.5),):
-            start = _MEANS.copy()
-            start[6], start[5] = math.log(gamma), math.log(beta)
-            coarse = least_squares(target, start[: self.count], args=(10 * _DELTA,), max_nfev=25)
-            found.append(least_squares(target, coarse.x, args=(_DELTA,), max_nfev=30))
-        best = min(found, key=lambda r: r.cost)
+        coarse = least_squares(target, _MEANS[: self.count], args=(10 * _DELTA,), max_nfev=25)
+        best = least_squares(target, coarse.x, args=(_DELTA,), max_nfev=30)
         self.jacobian, self.cost = best.jac, float(best.cost)
         full = _MEANS.copy()
         full[: self.count] = best.x
         return full
 
     def draws(self, best: FloatArray, count: int, seed: int) -> FloatArray:
-        """Normal draws (count, 9) about the best, from the curvature there; neighbouring losses count as one in ten."""
-        data, prior = self.jacobian[: -self.count], self.jacobian[-self.count :]
-        precision = data.T @ data * 0.1 + prior.T @ prior
+        """Normal draws (count, 9) about the best, from the curvature there."""
+        precision = self.jacobian.T @ self.jacobian * self.evidence
         root = np.linalg.cholesky(np.linalg.inv(precision + 1e-9 * np.eye(self.count)))
         out = np.repeat(best[None], count, axis=0)
         out[:, : self.count] += np.random.default_rng(seed).standard_normal((count, self.count)) @ root.T

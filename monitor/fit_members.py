@@ -7,10 +7,12 @@ run far below the largest, since it is the line's end that is extrapolated. Prio
 (normal, on the logarithm where it says ln):
 
     ln exponent of N or D    ln 0.35, sd 0.4    exponents published for language models lie in 0.2 to 0.7
-    ln exponent of C         ln 0.13, sd 0.4    alpha beta / (alpha + beta) of those; 0.05 to 0.25
-    ln share ratios          0, sd 1 or 0.7     any split between irreducible, size and data parts
+    ln exponent of C         ln 0.13, sd 0.2    alpha beta / (alpha + beta) of those; sd 0.4 for the plain frontier
+    ln share ratios          0, sd 1 or 0.4     any split between irreducible, size and data parts
     bend per e-fold of C     0, sd 0.05         relative change of the local exponent; E alone makes about +0.1
     valley: ln bend          ln 0.03, sd 0.7    a run at e times the best D / N is some 1 to 3% worse
+    ln late, ln pace         ln 0.03, sd 1.5    what holds small runs back: a fall steeper than the exponents above
+                             ln 0.4, sd 0.5     allow is taken for that, and dies out
     ln residual scale        ln 0.005, sd 1.2
 """
 
@@ -27,7 +29,7 @@ from monitor.posterior import sample
 from monitor.table import FloatArray
 
 _DF = 4.0
-OFF = {"chinchilla": 0.01, "valley": 0.03, "frontier": 0.01, "bent": 0.01}
+OFF = {"chinchilla": 0.01, "frontier": 0.01, "bent": 0.01, "eased": 0.01, "eased_valley": 0.015}
 """Excess over the frontier, ln loss, at which a run counts half; a frontier form leaves out what is beyond it."""
 RECENT = 4.0
 """Folds of e in compute below the largest run over which a run's count falls by e."""
@@ -62,26 +64,24 @@ class Runs:
         return self.ln_loss - best[last]
 
 
+_LINE = [(0, 0.3), (0, 0.4), (np.log(0.13), 0.2)]
+_ACROSS = [(0, 3.0), (0, 0.15), (np.log(0.03), 0.7), (-0.05, 0.07), (0, 0.2)]
+_HELD = [(np.log(0.03), 1.5), (np.log(0.4), 0.5)]
 _PRIORS: dict[str, list[tuple[float, float]]] = {
     "chinchilla": [(0, 0.3), (0, 1.0), (0, 1.0), (np.log(0.35), 0.4), (np.log(0.35), 0.4)],
     "frontier": [(0, 0.3), (0, 0.7), (np.log(0.13), 0.4)],
-    "valley": [
-        (0, 0.3),
-        (0, 0.7),
-        (np.log(0.13), 0.4),
-        (0, 3.0),
-        (0, 0.15),
-        (np.log(0.03), 0.7),
-        (-0.05, 0.07),
-        (0, 0.2),
-    ],
+    "eased": [*_LINE, *_HELD],
+    "eased_valley": [*_LINE, *_ACROSS, *_HELD],
     "bent": [(0, 0.3), (np.log(0.07), 0.7), (0, 0.05)],
 }
 _NOISE = (float(np.log(0.005)), 1.2)
-_STARTS = {
+_STARTS: dict[str, list[tuple[float, ...]]] = {
     "chinchilla": [(0, 0, 0, 0, 0), (0, 1, 0, 0.3, -0.3), (0, -1, 0, -0.3, 0.3)],
     "frontier": [(0, 0, 0), (0, 1, 0.3)],
-    "valley": [(0, 0, 0, 0, 0, 0, 0, 0), (0, 1, 0.3, 0, 0, 0, 0, 0), (0, -1, -0.3, 0, 0, 0, 0, 0)],
+    "eased": [(0, s, b, late, 0) for late in (0, 1.5) for s, b in ((0, 0), (1, 0.3), (-1, -0.3))],
+    "eased_valley": [
+        (0, s, b, 0, 0, 0, 0, 0, late, 0) for late in (0, 1.5) for s, b in ((0, 0), (1, 0.3), (-1, -0.3))
+    ],
     "bent": [(0, 0, 0)],
 }
 
@@ -101,7 +101,7 @@ class Form:
     def of(cls, name: str, runs: Runs) -> "Form":
         """The form about the centre of the runs; a frontier form keeps only runs near the frontier."""
         excess = runs.excess()
-        if name in ("frontier", "bent"):
+        if name in ("frontier", "bent", "eased"):
             near = excess <= max(OFF[name], float(np.sort(excess)[min(3, excess.size - 1)]))
             runs, excess = runs.take(near), np.zeros(int(near.sum()))
         behind = runs.ln_flops.max() - runs.ln_flops
@@ -135,10 +135,17 @@ class Form:
             return np.column_stack([l0 + z[:, 0], b, 0.5 * b * z[:, 2], x])
         share = 1.0 / (1.0 + np.exp(-z[:, 1]))
         b = np.exp(z[:, 2])
-        line = [share * level, (1 - share) * level * np.exp(b * c0), b]
         if self.name == "frontier":
-            return np.column_stack(line)
-        return np.column_stack([*line, d0 - n0 + z[:, 3], z[:, 4], np.exp(z[:, 5]), z[:, 6], z[:, 7], x])
+            return np.column_stack([share * level, (1 - share) * level * np.exp(b * c0), b])
+        at = 3 if self.name == "eased" else 8
+        late, pace = np.exp(z[:, at]), np.exp(z[:, at + 1])
+        top = np.full(len(z), self.runs.ln_flops.max())
+        level = level * np.exp(-late * np.exp(-pace * (c0 - top)))
+        line = [share * level, (1 - share) * level * np.exp(b * c0), b]
+        if self.name == "eased":
+            return np.column_stack([*line, late, pace, top])
+        across = [d0 - n0 + z[:, 3], z[:, 4], np.exp(z[:, 5]), z[:, 6], z[:, 7], x]
+        return np.column_stack([*line, *across, late, pace, top])
 
     def residual(self, z: FloatArray) -> FloatArray:
         """Weighted fitted minus observed ln loss (k, n)."""
@@ -170,13 +177,23 @@ class Fitted:
 
     def log_loss(self, runs: Runs) -> FloatArray:
         """ln loss (n,) that it gives other runs."""
-        return log_loss(
-            self.form.name,
-            self.point()[None],
-            np.exp(runs.ln_params),
-            np.exp(runs.ln_tokens),
-            np.exp(runs.ln_flops),
-        )[0]
+        return self._at(self.point()[None], runs)[0]
+
+    def foretold(self, runs: Runs) -> tuple[FloatArray, FloatArray]:
+        """ln loss (n,) that it gives other runs, and the sd (n,) that the curvature at the mode leaves it."""
+        form, z, step = self.form, self.z[:-1], 1e-4
+        around = np.concatenate([z[None], z + step * np.eye(z.size), z - step * np.eye(z.size)])
+        r = form.residual(around) / np.exp(self.z[-1])
+        slopes = (r[1 : z.size + 1] - r[z.size + 1 :]) / (2 * step)
+        precision = (slopes * (_DF + 1) / (_DF + r[0] ** 2)) @ slopes.T + np.diag(form.prior[1][:-1] ** -2.0)
+        values = self._at(form.natural(around), runs)
+        moves = (values[1 : z.size + 1] - values[z.size + 1 :]) / (2 * step)
+        variance = np.einsum("in,in->n", moves, np.linalg.solve(precision, moves))
+        return values[0], np.sqrt(np.maximum(variance, 0.0))
+
+    def _at(self, natural: FloatArray, runs: Runs) -> FloatArray:
+        places = (np.exp(v) for v in (runs.ln_params, runs.ln_tokens, runs.ln_flops))
+        return log_loss(self.form.name, natural, *places)
 
 
 def fit_mode(name: str, runs: Runs, turns: int = 3) -> Fitted:

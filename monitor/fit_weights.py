@@ -1,8 +1,8 @@
 """Which forms to fit, how much each counts, and how far a law strays: by extrapolation inside the runs.
 
 Each form is fitted to the smaller runs and scored on the larger ones near the frontier, at a few cuts of the
-compute they span. Its weight falls with its error there. What errors remain, as a share of the fall in loss that
-was extrapolated, set how fast an interval opens beyond the runs.
+compute they span. Its weight falls with its error there. Whether those errors are larger or smaller than the fits
+below the cuts said they would be, sets how far the law's own uncertainty is stretched or drawn in.
 """
 
 import math
@@ -22,19 +22,27 @@ FLOOR = 0.003
 """Error, ln loss, below which forms count as equally good."""
 MANY, FLOOR_FEW = 8, 0.03
 """Below so many runs, errors inside are mostly the runs' own noise, and forms count nearly the same."""
-DRIFT = 0.13
-"""Prior of the drift, share of the fall in ln loss that is foretold, worth PRIOR_CUTS cuts."""
-PRIOR_CUTS = 2.0
-LEAST_FALL = 0.04
-"""Fall, ln loss, that a cut's errors are at least measured against: over less of one noise rules."""
+DRIFT, DRIFT_FEW = 0.10, 0.20
+"""sd of the true line about the law, as a share of the fall in ln loss that is foretold; the latter for fewer than MANY runs
+or SIZES sizes."""
+SIZES = 3
+"""Sizes near the frontier from which on the runs tell how the loss hangs on size."""
+STRETCH, STRETCH_FEW = 0.7, 1.0
+"""What the forms' uncertainty is multiplied by before anything is known: priors this wide lead to larger spreads than
+errors. The latter below MANY runs."""
+PRIOR_CUTS = 3.0
+"""How many cuts STRETCH is worth."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut of the runs: fitted minus observed ln loss (n,) of the runs above it, and how far below the best run under it they lie."""
+    """One cut of the runs: fitted minus observed ln loss (n,) of the runs above it, what sd the fit said, the runs'
+    noise, and how far (n,) below the best run under the cut the fit puts them."""
 
     wrong: FloatArray
-    fall: float
+    sd: FloatArray
+    noise: float
+    fall: FloatArray
 
 
 @dataclass(frozen=True)
@@ -53,21 +61,23 @@ class Trial:
         return float(np.sqrt(np.mean(self.errors**2))) if self.cuts else 0.02
 
 
+def sizes_near(runs: Runs) -> int:
+    """How many sizes, a tenth or more apart, have a run near the frontier."""
+    near = np.sort(runs.ln_params[runs.excess() < NEAR])
+    return 1 + int(np.sum(np.diff(near) > 0.1))
+
+
 def forms_for(runs: Runs, form: str, sized: bool) -> list[str]:
-    """The forms that the runs can bear. Off one line of tokens to parameters they can tell size from data."""
+    """The forms that the runs can bear. Runs of one size leave all to what is known of size in general."""
     if form == "power":
         return ["bent"]
     if form == "frontier" or not sized:
-        return ["frontier", "bent"]
-    across = runs.ln_tokens - runs.ln_params
-    along = (
-        np.polynomial.Polynomial.fit(runs.ln_flops, across, 1)(runs.ln_flops)
-        if np.ptp(runs.ln_flops) > 0
-        else across
-    )
-    if len(runs) < MANY or float(np.std(across - along)) < 0.15:
-        return ["chinchilla", "bent"]
-    return ["chinchilla", "valley", "frontier"]
+        return ["frontier", "eased"]
+    if sizes_near(runs) == 1:
+        return ["chinchilla"]
+    if sizes_near(runs) < SIZES or len(runs) < MANY:
+        return ["chinchilla", "eased", "bent"]
+    return ["eased_valley", "eased"]
 
 
 def try_inside(name: str, runs: Runs) -> Trial:
@@ -83,29 +93,35 @@ def try_inside(name: str, runs: Runs) -> Trial:
         if len(np.unique(runs.ln_flops[below].round(2))) < 3 or not above.any() or int(below.sum()) in seen:
             continue
         seen.add(int(below.sum()))
-        wrong = fit_mode(name, runs.take(below), turns=2).log_loss(runs.take(above)) - runs.ln_loss[above]
-        cuts.append(Cut(wrong, float(runs.ln_loss[below].min() - runs.ln_loss[above].mean())))
+        fitted, larger = fit_mode(name, runs.take(below), turns=2), runs.take(above)
+        foretold, sd = fitted.foretold(larger)
+        fall = np.maximum(float(runs.ln_loss[below].min()) - foretold, 0.0)
+        cuts.append(Cut(foretold - larger.ln_loss, sd, float(np.exp(fitted.z[-1])), fall))
     return Trial(tuple(cuts))
 
 
 def weigh(trials: Sequence[Trial], count: int) -> FloatArray:
-    """Weights (m,), summing to 1: the forms' errors inside the runs to the power -3. `count` runs; few of them hardly tell."""
+    """Weights (m,), summing to 1: the forms' errors inside the runs to the power -1.5. `count` runs; few of them hardly tell."""
     floor = FLOOR if count >= MANY else FLOOR_FEW
-    weights = np.array([(t.error() ** 2 + floor**2) ** -1.5 for t in trials])
+    weights = np.array([(t.error() ** 2 + floor**2) ** -0.75 for t in trials])
     return weights / weights.sum()
 
 
-def drift(trials: Sequence[Trial], weights: FloatArray) -> float:
-    """sd of the true line about the law, as a share of the fall in ln loss foretold beyond the best run.
+def share_for(runs: Runs, sized: bool) -> float:
+    """The drift that runs leave: DRIFT, or DRIFT_FEW."""
+    told = len(runs) >= MANY and (not sized or sizes_near(runs) >= SIZES)
+    return DRIFT if told else DRIFT_FEW
 
-    From the combined forms' errors inside. A steep line has further to stray than a flat one, so it is the fall, and
-    not the decades, that errors keep in proportion to.
-    """
-    count = len(trials[0].cuts)
-    shares = 0.0
-    for k in range(count):
-        wrong = sum(w * t.cuts[k].wrong for w, t in zip(weights, trials, strict=True))
-        shares += max(float(np.mean(wrong**2)) - FLOOR**2, 0.0) / max(trials[0].cuts[k].fall, LEAST_FALL) ** 2
-    if count == 0:
-        return 2 * DRIFT
-    return math.sqrt((PRIOR_CUTS * DRIFT**2 + shares) / (PRIOR_CUTS + count))
+
+def stretch(trials: Sequence[Trial], weights: FloatArray, drift: float, count: int) -> float:
+    """What the forms' joint uncertainty is to be multiplied by, from what it was worth at the cuts. `count` runs."""
+    prior, cuts = STRETCH if count >= MANY else STRETCH_FEW, len(trials[0].cuts)
+    ratios = 0.0
+    for k in range(cuts):
+        here = [(w, t.cuts[k]) for w, t in zip(weights, trials, strict=True)]
+        wrong = sum(w * c.wrong for w, c in here)
+        apart = sum(w * (c.sd**2 + (c.wrong - wrong) ** 2) for w, c in here)
+        fall = sum(w * c.fall for w, c in here)
+        noise = math.exp(2 * sum(w * math.log(c.noise) for w, c in here))
+        ratios += max(float(np.mean(wrong**2)) - noise, 0.0) / float(np.mean(apart + (drift * fall) ** 2))
+    return math.sqrt((PRIOR_CUTS * prior**2 + ratios) / (PRIOR_CUTS + cuts))

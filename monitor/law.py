@@ -4,6 +4,8 @@
     frontier     L(C)    = E + a / C**b                        OpenAI 2023, arXiv:2303.08774, section 3.1
     valley       L(N, D) = (E + a / C**b) exp(v(ln(D / N)))    the frontier, and what leaving its best D / N costs
     bent         ln L(C) = l - b (ln C - x) + c (ln C - x)**2  a power law free to bend either way: what the data say without an E
+    eased        frontier times exp(late / (C / top)**pace)    small runs held back by what large ones outgrow
+    eased_valley valley times the same
 
 N     parameters (count), embeddings as `conventions` says
 D     training tokens seen (count)
@@ -13,6 +15,10 @@ L, E  nats per token; E is the irreducible part
 The valley is v = 4 k (cosh(u / 2) - 1) exp(skew tanh(u)), u = ln(D / N) - ratio - turn (ln C - x) from its floor and
 k = bend exp(fade (ln C - x)), so that, unlike in the Chinchilla form, how a law bends along the frontier does not hang
 on how it bends across.
+
+Small runs are often worse than the line they lead to: a warm-up of fixed length is most of a short run, a fixed batch
+is too large for an early loss. `late` is what is left of that in ln loss at the largest run, of compute `top`; it dies
+out as a power of compute: one break of the smoothly broken power laws of Caballero et al. 2023, arXiv:2210.14891.
 
 A law is a mixture of members, one a form, each with draws of its parameters from their joint uncertainty and a
 weight for how well it extrapolated inside the runs. Holds once the learning rate has decayed to its end; for the
@@ -43,6 +49,11 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "frontier": ("E", "a", "b"),
     "valley": ("E", "a", "b", "ratio", "turn", "bend", "fade", "skew", "x"),
     "bent": ("l", "b", "c", "x"),
+    "eased": ("E", "a", "b", "late", "pace", "top"),
+    "eased_valley": (
+        *("E", "a", "b", "ratio", "turn", "bend", "fade", "skew", "x"),
+        *("late", "pace", "top"),
+    ),
 }
 """Names of a form's parameters, in the order of a draw."""
 
@@ -68,6 +79,11 @@ def log_loss(
         level, b, c, x = (draws[:, i : i + 1] for i in range(4))
         away = np.log(flops) - x
         return level - b * away + c * away**2
+    if form in ("eased", "eased_valley"):
+        late, pace, top = (draws[:, i, None] for i in (-3, -2, -1))
+        held = late * np.exp(np.minimum(-pace * (np.log(flops) - top), 6.0))
+        plain = "frontier" if form == "eased" else "valley"
+        return log_loss(plain, draws[:, :-3], params, tokens, flops) + np.minimum(held, 6.0)
     raise ValueError(f"no form {form!r}; there are {', '.join(PARAMETERS)}")
 
 
@@ -132,6 +148,8 @@ class Law:
     conventions: dict[str, str] = field(default_factory=dict)
     curve: dict[str, Any] | None = None
     """What `monitor.curve` learnt of the runs' curves, as plain data."""
+    stretch: float = 1.0
+    """What the draws' distance from their mean is multiplied by, from how extrapolation inside the runs went."""
     task: dict[str, Any] | None = None
     """What turns the loss or the compute into a task's metric, as plain data."""
 
@@ -180,12 +198,10 @@ class Law:
         values = [log_loss(m.form, m.draws, *at)[:, 0] for m in self.members]
         weights = [np.full(len(v), m.weight / len(v)) for m, v in zip(self.members, values, strict=True)]
         every, mass = np.concatenate(values), np.concatenate(weights)
+        middle = float(mass @ every) / float(mass.sum())
+        every = middle + self.stretch * (every - middle)
         beyond = self.decades_beyond(flops)
-        fall = (
-            max(math.log(min(self.runs["loss"])) - float(mass @ every) / float(mass.sum()), LEAST * beyond)
-            if beyond
-            else 0.0
-        )
+        fall = max(math.log(min(self.runs["loss"])) - middle, LEAST * beyond) if beyond else 0.0
         return every, mass, math.hypot(self.noise_sd, self.drift * fall)
 
     def predict(
@@ -227,6 +243,7 @@ class Law:
             ],
             "noise_sd": self.noise_sd,
             "drift": self.drift,
+            "stretch": self.stretch,
             "runs": self.runs,
             "runs_digest": digest_of(self.runs),
             "range": self.range(),
@@ -272,7 +289,7 @@ class Law:
             return cls(
                 body["form"], members, body["noise_sd"], body["drift"], body["runs"], body["identifiable"], body["why"],
                 body["parameters"], body["standard_errors"], body["fit"], tuple(body["excluded"]), body["conventions"],
-                body["curve"], body["task"],
+                body["curve"], body.get("stretch", 1.0), body["task"],
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise WrongInput(f"{source}: lacks or garbles {error}; fit again") from None

@@ -10,6 +10,7 @@ import numpy as np
 
 from monitor.errors import Failed, WrongInput
 from monitor.law import Law
+from monitor.law_view import law_view
 
 _INK, _LINE, _OUT = "#1a1a2e", "#2a6f97", "#c1121f"
 
@@ -22,12 +23,10 @@ def draw_law(law: Law, path: str | Path, beyond: float = 100.0) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise Failed("--plot needs matplotlib: pip install 'losscast[plot]'") from None
-    flops, loss = (np.array(law.runs[k], float) for k in ("flops", "loss"))
-    sized = all(v is not None for v in law.runs["params"]) and all(v is not None for v in law.runs["tokens"])
-    at = np.geomspace(flops.min(), flops.max() * beyond, 60)
-    where = _sizes(law, at) if sized else [(None, None, float(c)) for c in at]
-    band = [law.predict(*spot) for spot in where]
-    low, middle, high = (np.array([getattr(q, k) for q in band]) for k in ("p05", "p50", "p95"))
+    view = law_view(law, beyond=beyond)
+    flops, loss, off = (np.array([run[k] for run in view["runs"]]) for k in ("flops", "loss", "off"))
+    at, low, middle, high = (np.array(view["line"][k]) for k in ("flops", "p05", "p50", "p95"))
+    sized = view["runs"][0]["params"] is not None and view["runs"][0]["tokens"] is not None
 
     figure = Figure(figsize=(7.0, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -54,14 +53,7 @@ def draw_law(law: Law, path: str | Path, beyond: float = 100.0) -> None:
     top.set_title(_title(law), fontsize=10, loc="left")
     top.legend(frameon=False, fontsize=8)
 
-    spots = [
-        tuple(
-            None if v is None else float(v) for v in (law.runs[k][i] for k in ("params", "tokens", "flops"))
-        )
-        for i in range(flops.size)
-    ]
-    own = np.array([law.predict(*spot).p50 for spot in spots])
-    off = 100 * (loss / own - 1)
+    off = 100 * off
     limit = max(1.0, 1.3 * float(np.quantile(np.abs(off), 0.95)))
     far = np.abs(off) > limit
     bottom.axhline(0, color=_LINE, linewidth=1)
@@ -83,15 +75,6 @@ def draw_law(law: Law, path: str | Path, beyond: float = 100.0) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, which="major", color="#dddddd", linewidth=0.5)
     figure.savefig(path, dpi=160)
-
-
-def _sizes(law: Law, flops: np.ndarray) -> list[tuple[float, float, float]]:
-    """Params, tokens and flops along the runs' own ratio of tokens to parameters."""
-    params, tokens, own = (np.array(law.runs[k], float) for k in ("params", "tokens", "flops"))
-    ratio = float(np.median(tokens / params))
-    scale = float(np.median(own / (6 * params * tokens)))
-    sizes = np.sqrt(flops / (6 * scale * ratio))
-    return [(float(n), float(n * ratio), float(c)) for n, c in zip(sizes, flops, strict=True)]
 
 
 def _ticks(low: float, high: float) -> list[float]:

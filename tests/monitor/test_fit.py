@@ -14,7 +14,7 @@ from monitor.errors import WrongInput
 from monitor.fit import FORMS, ends, fit
 from monitor.fit_chinchilla import bootstrap_plain, fit_plain
 from monitor.fit_members import Runs, fit_mode
-from monitor.law import Law
+from monitor.law import Law, digest_of
 from monitor.points import Curve, Curves, Points, read_points
 
 DATA = Path(os.environ.get("LOSSCAST_DATA", ""))
@@ -57,7 +57,7 @@ def test_units_do_not_matter_to_the_plain_fit(params: float, tokens: float, loss
     np.testing.assert_allclose([y[3], y[4], np.exp(y[0]) / loss], [z[3], z[4], np.exp(z[0])], rtol=5e-3)
 
 
-@pytest.mark.parametrize("form", ["chinchilla", "valley", "frontier", "bent"])
+@pytest.mark.parametrize("form", ["chinchilla", "eased_valley", "eased", "frontier", "bent"])
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.floats(1e-2, 1e2))
 @settings(max_examples=3, deadline=None)
 def test_units_do_not_matter_to_any_form(form: str, params: float, tokens: float, loss: float) -> None:
@@ -91,6 +91,38 @@ def test_a_larger_run_from_the_same_law_falls_inside_its_interval() -> None:
     assert abs(q.p50 / truth - 1) < 0.02
     near, far = law.predict(1.2e8, 2.4e9), law.predict(1e10, 2e11)
     assert (far.p95 - far.p05) / far.p50 > (near.p95 - near.p05) / near.p50
+
+
+def test_small_runs_held_back_do_not_bend_the_law_below_the_large_ones() -> None:
+    """A fixed warm-up costs a small run much and a large one nothing; a plain power law runs far too low after it."""
+    params = np.geomspace(2e6, 3e8, 24)
+    tokens = 20 * params
+    flops = 6 * params * tokens
+    loss = (1.7 + 400 / params**0.34 + 1500 / tokens**0.36) * np.exp(0.08 * (flops / flops[-1]) ** -0.2)
+    points = Points(tuple(map(str, range(24))), params, tokens, loss, flops)
+    far = 6 * 3e9 * 6e10
+    truth = (1.7 + 400 / 3e9**0.34 + 1500 / 6e10**0.36) * math.exp(0.08 * (far / flops[-1]) ** -0.2)
+    law = fit(points, effort=60)
+    q = law.predict(3e9, 6e10)
+    assert q.p05 < truth < q.p95 and abs(q.p50 / truth - 1) < 0.04
+    plain = fit_mode("frontier", Runs.of(points)).log_loss(Runs(*np.log([[3e9], [6e10], [far], [truth]])))
+    assert abs(q.p50 / truth - 1) < abs(math.exp(float(plain[0])) / truth - 1)
+
+
+def test_runs_of_one_size_say_that_they_tell_nothing_of_size() -> None:
+    tokens = np.geomspace(2e8, 2e11, 12)
+    loss = 1.7 + 400 / 1e7**0.34 + 1500 / tokens**0.36
+    law = fit(Points(tuple(map(str, range(12))), np.full(12, 1e7), tokens, loss, 6e7 * tokens), effort=60)
+    assert not law.identifiable and "one size" in law.why
+    same, larger = law.predict(1e7, 4e11), law.predict(1e9, 4e11)
+    assert (larger.p95 - larger.p05) / larger.p50 > 5 * (same.p95 - same.p05) / same.p50
+
+
+def test_a_law_written_before_stretch_was_known_still_reads() -> None:
+    body = fit(made(8), "frontier", effort=10).to_dict()
+    del body["digest"], body["stretch"]
+    old = Law.from_dict({**body, "digest": digest_of(body)})
+    assert old.stretch == 1.0 and old.predict(flops=1e20).p50 > 0
 
 
 def finite(value: object) -> bool:
