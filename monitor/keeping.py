@@ -90,6 +90,8 @@ def check(path: Path) -> Iterator[str]:
         for ord, run_id, attempt, n, before in db.execute(
             "SELECT ord, run_id, attempt, n, before FROM chunks ORDER BY ord"
         ):
+            if not all(type(cell) is int for cell in (run_id, attempt, n, before)):
+                continue  # its seal is broken
             have = counts.get((run_id, attempt), 0)
             if before != have:
                 yield f"run id {run_id}, attempt {attempt}: {before - have} samples are missing before chunk {ord}"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.columns import BAND, COLUMNS, Columns, join, missing, unpack
+from monitor.columns import BAND, COLUMNS, Columns, Damaged, join, missing, unpack
 from monitor.facts import AttemptFacts, RunFacts
-from monitor.store import Store
+from monitor.store import ChunkRow, Store
 
 FIELDS = (
     "step", "loss", "tokens", "time", "lr", "val_loss", "grad_norm", "tokens_per_s", "mfu", "spread",
@@ -51,12 +51,15 @@ def samples(
     Raises Damaged.
     """
     wanted = spans(facts.attempts) if attempt is None else [(attempt, 0, LAST)]
+    known = store.run(facts.run)  # as of the last commit; what the writer holds may be ahead of it
     out = []
     for number, low, high in wanted:
         low, high = max(low, first), min(high, last)
         if low > high:
             continue
         chunks = list(store.chunks(facts.run_id, number, first=low, last=high))
+        of = None if known is None else known.attempt_facts(number)
+        _without_a_hole(store, facts, number, chunks, of if high == LAST else None)
         if not chunks:
             continue
         whole = join(unpack(c.body) for c in chunks)
@@ -76,6 +79,35 @@ def samples(
         bands += [band for of, band in pending if of == number]
         out.append((number, _with_bands(whole, bands)))
     return out
+
+
+def _without_a_hole(
+    store: Store, facts: RunFacts, attempt: int, chunks: list[ChunkRow], known: AttemptFacts | None
+) -> None:
+    """Raise Damaged where samples that were committed can't be found.
+
+    Each chunk says how many samples its attempt had before it. Chunks outside the steps in view are counted.
+
+    known  the attempt as of a commit before the chunks were read, where they go on to its end
+    """
+
+    def missing_before(count: int, ord: int) -> Damaged:
+        return Damaged(
+            f"{store.path}: {count} samples of run {facts.run}, attempt {attempt}, are missing before chunk {ord}; "
+            f"see `losscast monitor repair`"
+        )
+
+    seen = at = 0
+    for chunk in chunks:
+        if chunk.before != seen:
+            seen += store.count_between(facts.run_id, attempt, at, chunk.ord)
+            if chunk.before != seen:
+                raise missing_before(chunk.before - seen, chunk.ord)
+        seen, at = chunk.before + chunk.n, chunk.ord
+    if known is not None and seen < known.samples:
+        seen += store.count_between(facts.run_id, attempt, at, 2**62)
+        if seen < known.samples:
+            raise missing_before(known.samples - seen, at + 1)
 
 
 def _with_bands(whole: Columns, bands: list[Columns]) -> Columns:

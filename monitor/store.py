@@ -360,6 +360,14 @@ class Store:
             (run_id, attempt),
         )
 
+    def count_between(self, run_id: int, attempt: int, after: int, before: int) -> int:
+        """Samples of the attempt in chunks strictly between two ordinals."""
+        (found,) = self.reader().execute(
+            "SELECT coalesce(sum(n), 0) FROM chunks WHERE run_id=? AND attempt=? AND ord>? AND ord<?",
+            (run_id, attempt, after, before),
+        ).fetchone()  # fmt: skip
+        return found
+
     def chunk(self, ord: int) -> ChunkRow:
         """One chunk. Raises Damaged."""
         *row, crc = self.reader().execute("SELECT * FROM chunks WHERE ord=?", (ord,)).fetchone()
