@@ -9,7 +9,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit lint bench faults clean
+.PHONY: env demo test unit lint bench faults k8s-files k8s-check clean
 
 env: .venv/.dev
 demo: .venv/.demo
@@ -29,6 +29,21 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# what is applied to a cluster: build, validate strictly, promtool, checkov (its own environment, about a minute to install)
+k8s-check: .venv/.dev .venv/.checkov
+	LOSSCAST_CHECKOV=$(CURDIR)/.venv/checkov/bin/checkov $(BIN)/python -m pytest -rs tests/k8s tests/launcher/test_kuberay.py \
+	    tests/launcher/test_kuberay_pods.py tests/launcher/test_kuberay_client.py tests/launcher/test_kuberay_why.py \
+	    tests/launcher/test_cli_kuberay.py tests/monitor/test_alerts.py
+
+k8s-files: .venv/.dev
+	$(BIN)/losscast alert rules > k8s/rules/losscast.rules.yaml
+	$(BIN)/python -m monitor.prometheus_operator k8s/base/monitor
+
+.venv/.checkov: .venv/bin/python
+	$(PYTHON) -m venv .venv/checkov
+	.venv/checkov/bin/pip install -q "checkov>=3.2,<4"
+	@touch $@
 
 bench: .venv/.dev
 	for f in bench/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done

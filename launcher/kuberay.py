@@ -357,6 +357,7 @@ def _env(spec: RunSpec, k8s: Kubernetes) -> list[dict[str, Any]]:
         "HOME": HOME,
         "LOSSCAST_CACHE": f"{WORK}/cache",
         "LOSSCAST_RUN": f"{spec.checkpoints.url.rstrip('/')}/{spec.name}",
+        "LOSSCAST_SCHEDULED_EVENTS": "off",  # pods can't reach it; the node's drain and preStop tell of an eviction
         "LOSSCAST_WORK": f"{WORK}/work",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TORCH_EXTENSIONS_DIR": "/opt/torch_extensions" if spec.cluster.gpus_per_node else f"{HOME}/torch",
@@ -408,7 +409,8 @@ def _on_azure(spec: RunSpec) -> bool:
 
 def _network_policy(spec: RunSpec, k8s: Kubernetes) -> dict[str, Any]:
     """In: the run's own pods, the operator on the dashboard, Prometheus on the metrics. Out: the run's own pods, DNS,
-    HTTPS (storage, identity) and the monitor's port. Neighbouring runs can't reach each other."""
+    HTTPS (storage, identity) and the monitor's port. Neighbouring runs can't reach each other, and nothing reaches the
+    machine's metadata address, which would hand out the node's own identity."""
     own = {"podSelector": {"matchLabels": {RUN_LABEL: _labels(spec)[RUN_LABEL]}}}
 
     def anywhere(role: str) -> list[dict[str, Any]]:

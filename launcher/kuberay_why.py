@@ -183,6 +183,13 @@ def _why_no_quota(message: str, queue: str) -> tuple[str, tuple[str, ...]]:
         return f"asks for more than the queue can ever give: {message}", (
             "Ask for fewer nodes, or have the quota raised.",
         )
+    if "supports only TopologyAwareScheduling" in message:
+        return (
+            f"the queue's nodes are given out by topology: {message}",
+            ("Set kubernetes.topology, such as kubernetes.io/hostname.",),
+        )
+    if "does not support TopologyAwareScheduling" in message:
+        return f"the queue's nodes have no topology: {message}", ("Leave kubernetes.topology out.",)
     if "topology" in message.lower():
         return f"no part of the topology has room for all of it: {message}", (
             "Wait, or leave kubernetes.topology out.",

@@ -79,18 +79,25 @@ class Gpt(Part):
 
 
 class Entrypoint(Part):
-    """The user's own training function, called once on every rank."""
+    """The user's own training: a function or a script, called once on every rank. See `launcher.userrun`."""
 
     kind: Literal["entrypoint"] = "entrypoint"
     """A model of the user's own; follows from `entrypoint`."""
-    entrypoint: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    """module:function."""
-    args: dict[str, Any] = Field(default_factory=dict)
-    """Handed to the function as they are."""
+    entrypoint: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|[\w./-]+\.py)$")]
+    """module:function, or the path of a script (train.py) that runs unchanged."""
+    args: dict[str, Any] | Annotated[tuple[str | int | float, ...], BeforeValidator(_tuple)] = Field(
+        default_factory=dict
+    )
+    """A mapping, handed to the function as it is; for a script the list of its arguments."""
     params: Positive | None = None
     """Parameters in the model, if known: lets `plan` estimate memory, hours and loss."""
     context: Positive | None = None
     """Tokens in a sequence, if there are sequences."""
+
+    @property
+    def is_script(self) -> bool:
+        """A script, not a function."""
+        return self.entrypoint.endswith(".py")
 
 
 def _which_workload(value: Any) -> str:
@@ -264,7 +271,7 @@ class Kubernetes(Part):
     priority: Annotated[str, Field(pattern=NAME)] | None = None
     """Kueue's WorkloadPriorityClass with a queue, a PriorityClass without."""
     topology: Text | None = None
-    """Node label inside one value of which all workers must lie, such as agentpool: one InfiniBand fabric."""
+    """Node label inside one value of which all workers must lie, such as kubernetes.azure.com/agentpool: one InfiniBand fabric."""
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the workers' nodes."""
     tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_tuple)] = ()

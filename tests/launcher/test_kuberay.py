@@ -105,13 +105,13 @@ def test_under_a_queue_a_job_waits_until_kueue_lets_all_of_it_in() -> None:
     assert job["spec"]["suspend"] is True
     assert (
         labels["kueue.x-k8s.io/queue-name"] == "pretraining"
-        and labels["kueue.x-k8s.io/priority-class"] == "normal"
+        and labels["kueue.x-k8s.io/priority-class"] == "training-normal"
     )
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 8
     assert group["groupName"] != "head"  # reserved by Kueue
     assert (
-        group["template"]["metadata"]["annotations"]["kueue.x-k8s.io/podset-required-topology"] == "agentpool"
+        group["template"]["metadata"]["annotations"]["kueue.x-k8s.io/podset-required-topology"] == "kubernetes.azure.com/agentpool"
     )
     # what Kueue's webhook demands of a job it manages
     assert job["spec"]["shutdownAfterJobFinishes"] is True and "clusterSelector" not in job["spec"]
@@ -124,7 +124,7 @@ def test_without_a_queue_the_scheduler_decides() -> None:
     worker = templates(job)["worker"]
     assert job["spec"]["suspend"] is False
     assert not any("kueue" in key for key in job["metadata"]["labels"])
-    assert worker["spec"]["priorityClassName"] == "high"
+    assert worker["spec"]["priorityClassName"] == "training-high"
     term = worker["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
     assert term["topologyKey"] == "topology.kubernetes.io/zone"
     assert {"key": "nvidia.com/gpu", "operator": "Exists"} in worker["spec"]["tolerations"]

@@ -93,6 +93,8 @@ PENDING = ("False", "Pending")
         (work(QuotaReserved=("False", "Inadmissible", "ClusterQueue gpus is inactive")), "lets nobody in"),
         (work(QuotaReserved=(*PENDING, NO_FLAVOR + 'topology "fabric" allows to fit only 3 out of 8 pod(s)')), "no part of the topology"),
         (work(QuotaReserved=(*PENDING, NO_FLAVOR + "untolerated taint {sku gpu NoSchedule} in flavor h100")), "no flavor of the queue fits"),
+        (work(QuotaReserved=(*PENDING, NO_FLAVOR + 'Flavor "gpu" supports only TopologyAwareScheduling')), "given out by topology"),
+        (work(QuotaReserved=(*PENDING, NO_FLAVOR + 'Flavor "gpu" does not support TopologyAwareScheduling')), "have no topology"),
         (work(QuotaReserved=(*PENDING, "something new")), "waits in queue 'q': something new"),
         (
             work(QuotaReserved=("True", "", ""), checks=[{"name": "prov", "state": "Pending", "message": "scaling up"}]),
