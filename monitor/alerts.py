@@ -85,6 +85,15 @@ RULES: tuple[Rule, ...] = (
          "had a spike that recovered by itself." + _LOSS),
     _run("LossJumpAfterResume", "warning", "jump_after_resume", "0s", "The loss before and after a resume disagree",
          "goes on from a checkpoint with another loss than it had there." + _LOSS + _STEP),
+    _run("LossPlateau", "warning", "plateau", "1m", "The loss no longer falls",
+         "falls at less than a seventh of the pace it had, and neither its learning rate nor its prediction says why."
+         + _LOSS + _STEP),
+    _run("ValidationApart", "warning", "validation_apart", "0s", "The validation loss leapt away from the training loss",
+         "has a validation loss that left the training loss: a broken evaluation, a leak, or other weights." + _LOSS + _STEP),
+    _run("RankApart", "warning", "rank_apart", "0s", "One rank's loss is far from the others'",
+         "has one rank far from the others, as silent data corruption or a bad GPU shows." + _LOSS + _STEP),
+    _run("GradNormHigh", "info", "grad_norm_high", "0s", "The gradient norm left its level",
+         "has a gradient norm of several times its level; the loss often follows within a few steps." + _LOSS + _STEP),
     _run("RunStalled", "critical", "stalled", "0s", "A run lives and makes no step",
          f"is alive but has made no step for more than {STALE_FACTOR:g} times its 99th percentile step time"
          f" (at least {STALE_LEAST_S:g} s)." + _STEP),

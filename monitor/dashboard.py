@@ -21,7 +21,8 @@ BLUE, ORANGE, GREEN, INK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 
 STATES = {
     "non_finite": "#8B1A00", "diverged": ORANGE, "stalled": ORANGE, "silent": ORANGE, "will_miss": ORANGE, "off_line": "#E69F00",
-    "above": "#E69F00", "below": "#CC79A7", "jump_after_resume": "#CC79A7", "spike": "#56B4E9",
+    "above": "#E69F00", "below": "#CC79A7", "jump_after_resume": "#CC79A7", "rank_apart": "#E69F00",
+    "validation_apart": "#E69F00", "plateau": "#E69F00", "grad_norm_high": "#56B4E9", "spike": "#56B4E9",
     "warming_up": INK, "healthy": GREEN,
 }  # fmt: skip
 """Worst first: of a run in two states the first one is shown."""

@@ -33,6 +33,10 @@ STATE_OF = {
     "LossAbovePrediction": "above",
     "LossBelowPrediction": "below",
     "LossJumpAfterResume": "jump_after_resume",
+    "LossPlateau": "plateau",
+    "ValidationApart": "validation_apart",
+    "RankApart": "rank_apart",
+    "GradNormHigh": "grad_norm_high",
 }
 CALM = frozenset({"healthy", "warming_up", "spike"})
 SHOWN_AFTER_END_S = 900.0

@@ -22,6 +22,10 @@ STATES = {
     "spike": ("spike", "blue"),
     "stalled": ("stalled", "red"),
     "jump_after_resume": ("jumped", "yellow"),
+    "plateau": ("no longer falls", "yellow"),
+    "validation_apart": ("validation apart", "yellow"),
+    "rank_apart": ("one rank apart", "yellow"),
+    "grad_norm_high": ("norm high", "blue"),
 }
 TONES = {"critical": "red", "warning": "yellow", "info": "blue"}
 ACTIONS = {"roll_back": "roll back", "lower_lr": "lower the lr"}

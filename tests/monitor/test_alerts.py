@@ -20,6 +20,7 @@ NAMES = {
     "LossJumpAfterResume", "RunStalled", "MetricsStale", "ThroughputDropped", "RestartLoop", "CheckpointOverdue",
     "CheckpointVerifyFailed", "LeaseLost", "MonitorDown", "StoreDiskLow", "IngestRejecting", "SeriesOverflow",
     "ClockSkew", "Watchdog", "JudgeBehind", "JudgeFailing",
+    "LossPlateau", "ValidationApart", "RankApart", "GradNormHigh",
 }  # fmt: skip
 
 
@@ -58,6 +59,7 @@ STATE = {
     "LossBelowPrediction": "below", "LossJumpAfterResume": "jump_after_resume", "RunStalled": "stalled",
     "MetricsStale": "silent", "RestartLoop": "restart_loop", "CheckpointOverdue": "checkpoint_overdue",
     "CheckpointVerifyFailed": "checkpoint_bad", "LeaseLost": "lease_lost", "ClockSkew": "clock_skew",
+    "LossPlateau": "plateau", "ValidationApart": "validation_apart", "RankApart": "rank_apart", "GradNormHigh": "grad_norm_high",
 }  # fmt: skip
 
 

@@ -13,6 +13,10 @@ export const STATES = {
   spike: ["spike", "predicted"],
   stalled: ["stalled", "bad"],
   jump_after_resume: ["jumped at a resume", "warn"],
+  plateau: ["no longer falls", "warn"],
+  validation_apart: ["validation apart", "warn"],
+  rank_apart: ["one rank apart", "warn"],
+  grad_norm_high: ["gradient norm high", "predicted"],
 };
 export const SEVERITIES = { critical: "bad", warning: "warn", info: "predicted" };
 export const ACTIONS = { continue: "continue", stop: "stop", roll_back: "roll back", lower_lr: "lower the learning rate" };
