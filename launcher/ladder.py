@@ -2,30 +2,36 @@
 
     name: gpt-bytes
     tokens_per_param: 60          # optional: train.tokens of a rung that states none
-    at_once: 2                    # runs in flight
+    at_once: 2                    # runs in flight; default as many as the cluster has room for
     base: {...}                   # a run.yaml without what the rungs say
     rungs:
       - {workload: {width: 8}}
       - {workload: {width: 12}}
 
-A rung's name is the ladder's and what it changes, so a second `losscast ladder` finds the runs that are finished
-and makes only the others. One rung that fails does not lose the rest.
+A rung's name is the ladder's and what it changes, so a second `losscast ladder` finds the runs that are finished,
+follows those that still run, and makes only the others. One rung that fails does not lose the rest.
 """
 
 import copy
 import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from launcher.accounting import parameter_count
-from launcher.errors import WrongInput
+from launcher.cluster import Cluster, Unknown
+from launcher.errors import Failed, Held, WrongInput
+from launcher.remote import ask_to_stop, refresh
 from launcher.runfolder import RunFolder, last_step, read_json
 from launcher.spec import NAME, RunSpec
-from launcher.submit import ENDED, Submission, end_job, status, submit
+from launcher.submit import AWAY_S, ENDED, Submission, end_job, read_submission, status, submit
+
+REST_S = 30.0
+"""How long an interrupted ladder waits for its runs to commit a checkpoint before it ends them."""
 
 
 class Ladder(BaseModel):
@@ -35,7 +41,7 @@ class Ladder(BaseModel):
 
     name: Annotated[str, Field(pattern=NAME)]
     tokens_per_param: Annotated[float, Field(gt=0)] | None = None
-    at_once: Annotated[int, Field(ge=1)] = 1
+    at_once: Annotated[int, Field(ge=1)] | None = None
     base: dict[str, Any]
     rungs: Annotated[list[dict[str, Any]], Field(min_length=1), BeforeValidator(lambda v: v)]
 
@@ -47,6 +53,8 @@ class Rung:
     spec: RunSpec
     folder: RunFolder
     state: str = "waiting"
+    why: str = ""
+    """Of one that failed, in a line."""
 
     @property
     def step(self) -> int:
@@ -116,47 +124,150 @@ def finished(folder: RunFolder, spec: RunSpec) -> bool:
     return result is not None and result.get("digest") == spec.digest
 
 
+def room_of(cluster: Cluster) -> dict[str, float]:
+    """What runs can be placed on: the CPUs and GPUs of all living nodes. Raises Failed."""
+    return {k: v for k, v in cluster.resources().items() if k in ("CPU", "GPU")}
+
+
+def needs(spec: RunSpec) -> dict[str, float]:
+    """What a run holds while it trains."""
+    return {"CPU": float(spec.ranks), **({"GPU": float(spec.ranks)} if spec.cluster.gpus_per_node else {})}
+
+
+def fitting(
+    queue: Sequence[RunSpec], flying: Sequence[RunSpec], room: Mapping[str, float], at_once: int | None
+) -> list[RunSpec]:
+    """Which of the waiting runs to start now: in their order, each that still fits beside those in flight.
+
+    One that is larger than all the room starts only when it is alone: an autoscaler may bring what it lacks. Pure.
+    """
+    free = dict(room)
+    for spec in flying:
+        for key, amount in needs(spec).items():
+            free[key] = free.get(key, 0.0) - amount
+    chosen: list[RunSpec] = []
+    for spec in queue:
+        if at_once is not None and len(flying) + len(chosen) >= at_once:
+            break
+        need = needs(spec)
+        if all(free.get(k, 0.0) >= n for k, n in need.items()):
+            chosen.append(spec)
+            for key, amount in need.items():
+                free[key] -= amount
+    if queue and not flying and not chosen:
+        chosen = [queue[0]]
+    return chosen
+
+
 def run_ladder(
     specs: list[RunSpec],
     dashboard: str,
     ray_env: Mapping[str, str],
     *,
-    at_once: int = 1,
+    at_once: int | None = None,
     env: Mapping[str, str] | None = None,
     tick: Callable[[list[Rung]], None] = lambda rungs: None,
     interval_s: float = 0.5,
 ) -> list[Rung]:
-    """Make the runs that are not finished yet, the longest first, `at_once` at a time. Returns all rungs as they ended.
+    """Make the runs that are not finished yet, the longest first, as many at once as fit (and `at_once` at most).
+    Returns all rungs as they ended: finished, or failed with the reason.
 
-    An interruption ends the jobs it started; what they committed is found again by the next call.
+    A rung that can't be submitted has failed, and the others go on. One that still runs, from a ladder that was cut
+    off, is followed. An interruption has the runs commit a checkpoint and end; the next call goes on from there. Raises
+    Failed when the cluster has been silent for a minute: what runs there goes on, and the next call follows it.
     """
-    import time
-
     rungs = {s.name: Rung(s, RunFolder.of(s.checkpoints.url, s.name)) for s in specs}
     for name, rung in rungs.items():
+        refresh(rung.folder)
         if finished(rung.folder, rung.spec):
-            rungs[name] = Rung(rung.spec, rung.folder, "finished")
-    queue = sorted((r for r in rungs.values() if r.state == "waiting"), key=lambda r: -r.spec.total_steps)
+            rungs[name] = replace(rung, state="finished")
+    queue = sorted((r.spec for r in rungs.values() if r.state == "waiting"), key=lambda s: -s.total_steps)
+    if not queue:
+        tick(list(rungs.values()))
+        return list(rungs.values())
+    room = room_of(Cluster(dashboard, ray_env))
     flying: dict[str, Submission] = {}
+    heard = time.monotonic()
     try:
         while queue or flying:
-            while queue and len(flying) < at_once:
-                rung = queue.pop(0)
-                flying[rung.spec.name] = submit(rung.spec, dashboard, ray_env, env=env)
-                rungs[rung.spec.name] = Rung(rung.spec, rung.folder, "running")
-            for name in list(flying):
-                if status(flying[name], ray_env) in ENDED:
-                    rung = rungs[name]
-                    how = "finished" if finished(rung.folder, rung.spec) else "failed"
-                    rungs[name] = Rung(rung.spec, rung.folder, how)
-                    del flying[name]
+            try:
+                for spec in fitting(queue, [rungs[n].spec for n in flying], room, at_once):
+                    rung = rungs[spec.name]
+                    try:
+                        flying[spec.name] = _start(rung, dashboard, ray_env, env)
+                        rungs[spec.name] = replace(rung, state="running")
+                    except (WrongInput, Held) as error:
+                        rungs[spec.name] = replace(rung, state="failed", why=str(error).splitlines()[0])
+                    queue.remove(spec)
+                for name in list(flying):
+                    ended = _ended(flying[name], ray_env)
+                    if ended:
+                        rungs[name] = _outcome(rungs[name])
+                        del flying[name]
+                heard = time.monotonic()
+            except Failed as error:
+                if time.monotonic() - heard > AWAY_S:
+                    flying.clear()  # they may well go on there: the next call follows them
+                    raise Failed(f"{error} What runs there goes on; the same command follows it.") from None
             tick(list(rungs.values()))
-            if flying:
+            if flying or queue:
                 time.sleep(interval_s)
-    finally:
-        for submission in flying.values():
-            end_job(submission, ray_env)
+    except KeyboardInterrupt:
+        _rest([(rungs[n], s) for n, s in flying.items()], ray_env)
+        raise
     return list(rungs.values())
+
+
+def _start(
+    rung: Rung, dashboard: str, ray_env: Mapping[str, str], env: Mapping[str, str] | None
+) -> Submission:
+    """Submit the rung, or find the job that a ladder before this one started for it."""
+    old = read_json(rung.folder.path / "submission.json")
+    job = read_submission(rung.folder)
+    if job is not None and old is not None and old.get("digest") == rung.spec.digest:
+        try:
+            if job.dashboard == dashboard and status(job, ray_env) not in ENDED:
+                return job
+        except Unknown:
+            pass
+    return submit(rung.spec, dashboard, ray_env, env=env)
+
+
+def _ended(submission: Submission, ray_env: Mapping[str, str]) -> bool:
+    try:
+        return status(submission, ray_env) in ENDED
+    except Unknown:
+        return True  # the cluster is there and has lost the job
+
+
+def _outcome(rung: Rung) -> Rung:
+    """A rung whose job has ended."""
+    from launcher.standing import facts_of, phase
+    from launcher.why import failed
+
+    refresh(rung.folder)
+    if finished(rung.folder, rung.spec):
+        return replace(rung, state="finished")
+    facts = facts_of(rung.folder)
+    word = phase(facts)
+    why = failed(facts, None).headline if word == "failed" else f"{word} at step {facts.step}"
+    return replace(rung, state="failed", why=why)
+
+
+def _rest(flying: list[tuple[Rung, Submission]], ray_env: Mapping[str, str]) -> None:
+    """Have every run commit a checkpoint and end; end at once those that have not within `REST_S`, or at a second Ctrl-C."""
+    for rung, _ in flying:
+        ask_to_stop(rung.folder)
+    until = time.monotonic() + REST_S
+    left = [s for _, s in flying]
+    try:
+        while left and time.monotonic() < until:
+            left = [s for s in left if not _ended(s, ray_env)]
+            time.sleep(0.5)
+    except (KeyboardInterrupt, Failed):
+        pass
+    for submission in left:
+        end_job(submission, ray_env)
 
 
 POINT = ("run", "params", "tokens", "loss", "flops")

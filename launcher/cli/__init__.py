@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away: not our failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"losscast: {error}", file=sys.stderr)
+        return getattr(error, "exit_status", 1)
     except Exception as error:
         status = getattr(error, "exit_status", None)
         if status is None:

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "-o", "--out", metavar="LAW", default="law.json", help="where the law goes (default %(default)s)"
     )
-    parser.add_argument("--at-once", type=int, help="runs in flight (default: the file's at_once)")
+    parser.add_argument(
+        "--at-once", type=int, help="runs in flight (default: the file's at_once, or as many as fit)"
+    )
     parser.add_argument(
         "--plan", action="store_true", help="propose runs for --target; nothing is trained (about 20 s)"
     )
@@ -61,6 +66,77 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
+BAR = 20
+QUIET_S = 30.0
+"""Between two lines that say the same states, where there is no terminal."""
+
+
+class Display:
+    """The whole ladder's progress: a block that is redrawn on a terminal, elsewhere a line when something changed."""
+
+    def __init__(self, name: str, out: Any, now: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._out, self._now = name, out, now
+        self._drawn, self._said, self._said_at = 0, "", -QUIET_S
+        self._began, self._done_at_start = now(), -1.0
+
+    def show(self, rungs: list[Any]) -> None:
+        """The rungs as they stand."""
+        head = self.headline(rungs)
+        if not self._out.isatty():
+            states = head.partition(",  ")[0]
+            if states != self._said or self._now() - self._said_at > QUIET_S:
+                self._said, self._said_at = states, self._now()
+                print(head, file=self._out, flush=True)
+            return
+        wide = max(len(r.spec.name) for r in rungs)
+        lines = [head, *(f"  {r.spec.name:<{wide}}  {rung_line(r)}" for r in rungs)]
+        up = f"\x1b[{self._drawn}F" if self._drawn else ""
+        columns = shutil.get_terminal_size().columns
+        self._out.write(up + "".join(f"\x1b[2K{text[: columns - 1]}\n" for text in lines))
+        self._out.flush()
+        self._drawn = len(lines)
+
+    def headline(self, rungs: list[Any]) -> str:
+        """One line for all of them; shares of work are by 6ND, or by steps where N is not known."""
+        from launcher.accounting import total_flops
+
+        work = [total_flops(r.spec) or float(r.spec.total_steps) for r in rungs]
+        parts = [1.0 if r.state == "finished" else min(1.0, r.step / r.spec.total_steps) for r in rungs]
+        done = sum(w * p for w, p in zip(work, parts, strict=True)) / sum(work)
+        if self._done_at_start < 0:
+            self._done_at_start = done
+        gone, gained = self._now() - self._began, done - self._done_at_start
+        lost = sum(
+            w * (1 - p) for w, p, r in zip(work, parts, rungs, strict=True) if r.state == "failed"
+        ) / sum(work)
+        states = [r.state for r in rungs]
+        counts = ", ".join(
+            f"{states.count(s)} {s}" for s in ("finished", "running", "waiting", "failed") if states.count(s)
+        )
+        left = ""
+        if gained > 0.02 and gone > 10:
+            minutes = max(0.0, gone * (1 - lost - done) / gained) / 60
+            left = f", about {minutes:.0f} min left" if minutes >= 1.5 else ", about a minute left"
+        return f"{self._name}: {counts},  {100 * done:.0f}%{left}"
+
+    def close(self) -> None:
+        self._out.flush()
+
+
+def rung_line(rung: Any) -> str:
+    """One rung in a line: its state, and how far it is, or what it ended with."""
+    total = rung.spec.total_steps
+    if rung.state == "finished":
+        from launcher.ladder import result_of
+
+        loss = result_of(rung)["loss"]
+        return f"finished  loss {loss:.4f}" if isinstance(loss, float) else "finished"
+    if rung.state == "running":
+        full = int(BAR * min(1.0, rung.step / total))
+        return f"running   [{'#' * full}{'.' * (BAR - full)}] {rung.step} of {total}"
+    return f"{rung.state:<9} {rung.why}".rstrip()
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the ladder, write points.csv, curves.csv and the law. Exit 1 when no rung finished."""
     from launcher.errors import Failed, WrongInput
@@ -73,37 +149,47 @@ def run(args: argparse.Namespace) -> int:
     from launcher.ladder import read_ladder, run_ladder, specs_of, write_points
     from launcher.lawcheck import conventions
     from launcher.specfile import read_data
+    from launcher.submit import refuse_shadows
     from monitor.fit import fit
     from monitor.points import read_curves, read_points
 
+    if args.at_once is not None and args.at_once < 1:
+        raise WrongInput(f"--at-once {args.at_once}: give 1 or more.")
     ladder = read_ladder(read_data(args.ladder), args.ladder)
     specs = specs_of(ladder)
-    dashboard, ray_env = cluster_of(specs[0].cluster.to)
-
-    def tick(rungs: list[Any]) -> None:
-        states = [r.state for r in rungs]
-        steps = sum(min(r.step, r.spec.total_steps) for r in rungs)
-        total = sum(r.spec.total_steps for r in rungs)
-        words = f"{states.count('finished')} of {len(rungs)} finished, {states.count('running')} running, {states.count('failed')} failed, {100 * steps / total:.0f}%"
-        print(
-            "\r" + words if sys.stderr.isatty() else words,
-            end="" if sys.stderr.isatty() else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    rungs = run_ladder(
-        specs, dashboard, ray_env, at_once=args.at_once or ladder.at_once, tick=tick, interval_s=2.0
-    )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    failed = [r.spec.name for r in rungs if r.state != "finished"]
-    for name in failed:
-        print(
-            f"{name}: did not finish; see `losscast logs`. The others are kept; the same command tries it again.",
-            file=sys.stderr,
-        )
+    refuse_shadows(Path.cwd())
     out = Path(args.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after them
+    except OSError as error:
+        raise WrongInput(f"-o {out}: {error.strerror}. Give a path that you may write.") from None
+    dashboard, ray_env = cluster_of(specs[0].cluster.to)
+    display = Display(ladder.name, sys.stderr)
+    try:
+        rungs = run_ladder(
+            specs,
+            dashboard,
+            ray_env,
+            at_once=args.at_once or ladder.at_once,
+            tick=display.show,
+            interval_s=1.0,
+        )
+    except KeyboardInterrupt:
+        print(
+            "losscast: interrupted; each run has its last checkpoint, and the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+    display.close()
+    failed = [r for r in rungs if r.state != "finished"]
+    for rung in failed:
+        print(f"{rung.spec.name}: {rung.why}", file=sys.stderr)
+        print(f"next: losscast why {rung.folder.address}", file=sys.stderr)
+    if failed:
+        print(
+            f"{len(failed)} of {len(rungs)} did not finish; the law is of the others. The same command tries them again.",
+            file=sys.stderr,
+        )
     points, curves = out.with_name("points.csv"), out.with_name("curves.csv")
     if write_points(rungs, points, curves) == 0:
         raise Failed(f"none of the {len(rungs)} runs finished, so there is no law to fit")
@@ -117,7 +203,8 @@ def run(args: argparse.Namespace) -> int:
                     "digest": law.digest,
                     "points": str(points),
                     "curves": str(curves),
-                    "failed": failed,
+                    "finished": [r.spec.name for r in rungs if r.state == "finished"],
+                    "failed": {r.spec.name: r.why for r in failed},
                 }
             )
         )
