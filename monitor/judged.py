@@ -93,11 +93,15 @@ class Run:
             self._started(court, row, body)
         elif row.kind == "announce" and isinstance(body.get("step"), int):
             self.watch.announce(body["step"], str(body.get("what", ""))[:80])
+        elif row.kind == "checkpoint" and isinstance(body.get("step"), int):
+            self.watch.checkpoint(body["step"], body.get("ok") is not False)
+        elif row.kind == "run_ended" and self.watch.order.waiting:
+            self.samples(self.attempt, row.ord, row.received, cast(list[Row], self.watch.order.flush()))
         self.dirty = True
 
     def _started(self, court: Court, row: EventRow, body: dict[str, Any]) -> None:
         context = dict(self.context)
-        for name in ("target_loss", "total_tokens", "total_steps"):
+        for name in ("target_loss", "total_tokens", "total_steps", "price_per_hour"):
             value = body.get(name)
             if isinstance(value, (int, float, str)) and not isinstance(value, bool):
                 with contextlib.suppress(ValueError):
@@ -135,6 +139,7 @@ class Run:
         band = self._band(attempt, ord)
         verdict: Verdict | None = None
         observe, add = watch.observe, band.append
+        rows = cast(list[Row], watch.order.ready(attempt, rows))
         for seq, step, loss, tokens, at, val_loss, lr, grad_norm, rate, spread in rows:
             sample = Sample(
                 step, loss, tokens, at, val_loss, lr, grad_norm, rate, attempt + 1, spread
@@ -280,7 +285,9 @@ def watch_of(
 ) -> Watch:
     """The judge with this state."""
     given = (context.get("target_loss"), context.get("total_tokens"), context.get("total_steps"))
-    return cast(Watch, Watch.from_state(settings, state, prediction, *given))
+    watch = cast(Watch, Watch.from_state(settings, state, prediction, *given))
+    watch.price_per_hour = context.get("price_per_hour")
+    return watch
 
 
 def band_columns(flat: "array[float]") -> Columns:

@@ -231,7 +231,7 @@ class Monitor:
         found = last.get("advice")
         if not found:
             return None
-        hours = None
+        hours = found.get("hours_left") if facts.phase != "ended" else None
         tokens, total, rate = _plain(facts.tokens), _plain(facts.total_tokens), _plain(facts.tokens_per_s)
         if tokens is not None and total is not None and rate and rate > 0 and facts.phase != "ended":
             hours = max(0.0, total - tokens) / rate / 3600

@@ -1,0 +1,47 @@
+"""The judge inside the service: shuffled arrival, checkpoints to go back to, and money, as a sender gives them."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from monitor import schema
+from tests.monitor.test_ingest import sample
+from tests.monitor.test_judge_beside import falling
+from tests.monitor.test_service import Open
+
+
+def verdicts(folder: Path, lines: list[bytes]) -> tuple[list[Any], dict[str, Any]]:
+    """What was called of the run, and the advice at its end."""
+    opened = Open(folder)
+    try:
+        start = schema.run_started("a", 1, time=1e9, price_per_hour=7200.0, total_steps=2000)
+        opened.send(schema.encode_event(start))
+        for at in range(0, len(lines), 50):
+            opened.send(*lines[at : at + 50])
+        opened.judged()
+        said = opened.client.get("/v1/runs/a/verdicts").json()["alerts"]
+        advice = opened.client.get("/v1/runs/a/advice").json()
+    finally:
+        opened.close()
+    return sorted((a["alert"], a["severity"], a["step"], a["since_step"]) for a in said), advice
+
+
+def test_samples_shuffled_on_their_way_are_judged_as_in_order(tmp_path: Path) -> None:
+    losses = [s.loss + (0.8 if s.step >= 500 else 0.0) for s in falling(620)]
+    plain = [sample("a", 1, t, t + 1, loss) for t, loss in enumerate(losses)]
+    saved = schema.encode_event(schema.event("checkpoint", "a", 1, time=1e9 + 400, step=400))
+    rng = random.Random(4)
+    order = sorted(range(len(plain)), key=lambda t: t + rng.uniform(0, 12))
+    in_order = verdicts(tmp_path / "in", [*plain[:450], saved, *plain[450:]])
+    shuffled = verdicts(
+        tmp_path / "out", [*(plain[t] for t in order[:450]), saved, *(plain[t] for t in order[450:])]
+    )
+    assert in_order[0] == shuffled[0] and [name for name, *_ in in_order[0]] == [
+        "LossDiverged",
+        "LossOffLine",
+    ]
+    for _, advice in (in_order, shuffled):
+        held = advice["advice"]
+        assert held["money_left"] == 7200.0 * held["hours_left"] > 0
+        assert (held["action"], held["roll_back_to"]) == ("roll_back", 400)
+        assert held["skip"][0] >= 495
