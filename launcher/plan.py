@@ -138,12 +138,21 @@ def _smaller(spec: RunSpec) -> str:
     return f"Try {' or '.join(ways)}." if ways else "Use more GPUs a replica."
 
 
+def planned_manifests(spec: RunSpec) -> list[dict[str, Any]] | None:
+    """The Kubernetes objects that `submit` would create, short of a prediction. None where no kuberay is asked for."""
+    if spec.cluster.to != "kuberay":
+        return None
+    from launcher.kuberay import manifests
+
+    return manifests(spec)
+
+
 def make_plan(spec: RunSpec) -> dict[str, Any]:
     """Everything about the run that follows from its spec, as plain data for JSON.
 
     FLOPs, bytes and counts are plain numbers; what can't be known is None. `prediction`, `optimal` and
-    `measured_peak_bytes` (one a rank) are None here and filled in by the command; `job` is None for kuberay, where
-    manifests take its place.
+    `measured_peak_bytes` (one a rank) are None here and filled in by the command; `job` is what Ray's Jobs API would be
+    sent, and `manifests` what Kubernetes would be: one of the two is None.
     """
     n, flops = parameter_count(spec), total_flops(spec)
     memory, time, cost, failure = rank_memory(spec), hours(spec), money(spec), failure_hours(spec)
@@ -189,5 +198,6 @@ def make_plan(spec: RunSpec) -> dict[str, Any]:
         "prediction": None,
         "optimal": None,
         "job": planned_job(spec),
+        "manifests": planned_manifests(spec),
         "warnings": [{"keys": list(p.keys), "message": p.message} for p in warnings(spec)],
     }

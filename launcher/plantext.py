@@ -19,9 +19,31 @@ def as_text(plan: dict[str, Any]) -> str:
             f"  {job['entrypoint']}",
             f"  placement group of {place['bundles']} x ({each})",
         ]
+    if plan["manifests"]:
+        lines += ["", *_manifests(plan["manifests"])]
     lines += ["", "deepspeed config"]
     lines += ["  " + line for line in json.dumps(plan["deepspeed"], indent=2).splitlines()]
     return "\n".join(lines)
+
+
+def _manifests(objects: list[dict[str, Any]]) -> list[str]:
+    """The RayJob in a few lines; `-o yaml` prints all of it."""
+    lines = ["kubernetes objects, in full with -o yaml"]
+    for each in objects:
+        meta = each["metadata"]
+        lines.append(f"  {each['kind']:<14} {meta['namespace']}/{meta['name']}")
+        if each["kind"] != "RayJob":
+            continue
+        spec, labels = each["spec"], meta.get("labels", {})
+        queue = labels.get("kueue.x-k8s.io/queue-name")
+        lines.append(f"    entrypoint   {spec['entrypoint']}")
+        if queue:
+            lines.append(f"    queue        {queue}: suspended until Kueue lets all of it in")
+        for group in spec["rayClusterSpec"].get("workerGroupSpecs", ()):
+            limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+            holds = ", ".join(f"{v} {k}" for k, v in limits.items())
+            lines.append(f"    workers      {group.get('replicas')} x ({holds})")
+    return lines
 
 
 SHORT = ("loss", "optimal", "parameters", "tokens", "ranks", "hours", "$", "failures", "checkpoints")
@@ -79,12 +101,17 @@ def _loss(prediction: dict[str, Any] | None) -> str:
 def _optimal(plan: dict[str, Any]) -> str:
     best = plan["optimal"]
     if best is None:
-        return ""
+        return "this law knows compute alone: it says nothing of sizes" if plan["prediction"] else ""
     if best["is_optimal"]:
         return "yes, under this law: another size at the same compute gains less than 0.2%"
+    beyond = (
+        ""
+        if best["seen_by_law"]
+        else "; no run of the law was of that size: take the direction, not the figure"
+    )
     return (
-        f"no: {best['params']:.3g} parameters on {best['tokens']:.3g} tokens would end at "
-        f"{best['final_loss']:.4f}, {best['excess_nats']:.4f} lower, for the same FLOPs"
+        f"no: {best['params']:.3g} parameters on {best['tokens']:.3g} tokens ({best['tokens'] / best['params']:.3g} a parameter) "
+        f"would end at {best['final_loss']:.4f}, {best['excess_nats']:.4f} lower, for the same FLOPs{beyond}"
     )
 
 

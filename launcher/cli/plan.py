@@ -138,11 +138,13 @@ def optimal(law: Any, n: int, tokens: int, flops: float | None) -> dict[str, Any
         return None
     assert best is not None
     loss, size, data = best
+    seen = law.range().get("params", [n, n])
     return {
         "params": size,
         "tokens": data,
         "final_loss": loss,
         "excess_nats": here - loss,
+        "seen_by_law": seen[0] <= size <= seen[1],
         "is_optimal": here - loss < 0.002 * here,
         "flops": flops,
     }
