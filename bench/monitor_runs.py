@@ -50,7 +50,7 @@ def main() -> None:
             for first in range(0, runs, 1000):
                 body = b"".join(
                     b'{"event":"sample","run":"run-%d","attempt":1,"seq":%d,"step":%d,"time":%.3f,"loss":%.6f,"tokens":%d}\n'
-                    % (r, step, step, second, 3 * step**-0.1 + noise.gauss(0, 0.02), step * 512)
+                    % (r, step - 1, step, second, 3 * step**-0.1 + noise.gauss(0, 0.02), step * 512)
                     for r in range(first, min(first + 1000, runs))
                 )
                 connection.request("POST", "/v1/events", body, {"Authorization": f"Bearer {service.token}"})
