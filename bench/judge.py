@@ -10,10 +10,12 @@ Protocol
               from the fault's first step to the first warning, found means within 300 steps, and an alert before the
               fault counts as a false one, not as found.
   control     runs of one record share their data order: one is the run, the next the control.
-  drift       from 20% of the run the loss rises linearly to 0.5% above its end, against a prediction of the same
-              recipe; the figure is the share of the final excess that had accrued at the call.
-  advice      validation curves in groups of one recipe; each run against the median and spread of the others of its
-              group. The share that lasts (advice.KEEPS) was set once for all groups; 'held out' refits nothing.
+  drift       from 20% of the run the loss rises linearly to 0.5% above its end, against a control or a prediction of the
+              same recipe; the figure is the share of the final excess that had accrued at the call.
+  advice      validation curves in groups of one recipe; each run against the median of the others of its group and the
+              90% band that so few runs leave (Student's t). parameter_golf has three or four runs a recipe, too few for
+              a spread: theirs is that of the other recipes at the same share of the run. advice.KEEPS and core.NEWEST
+              were set once for all groups of speedrun_val; nothing was set on parameter_golf.
   cost        processor time of the whole of observe().
 
 Prints one table; `--json` for a document. Random draws have fixed seeds.
@@ -30,7 +32,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -227,7 +229,7 @@ def prediction_of(steps: Sequence[int], middle: Sequence[float], sd: Sequence[fl
     return {"final_loss": final, "curve": {"step": list(steps), "p05": low, "p50": list(middle), "p95": high}}
 
 
-def recipes(runs: Runs) -> list[tuple[list[int], list[list[Sample]]]]:
+def recipes(runs: Runs, least: int = 5) -> list[tuple[list[int], list[list[Sample]]]]:
     """Validation curves in groups of one recipe: the same record or setting, validated at the same steps."""
     groups: dict[Any, list[list[Sample]]] = defaultdict(list)
     for name, samples in runs.items():
@@ -235,39 +237,100 @@ def recipes(runs: Runs) -> list[tuple[list[int], list[list[Sample]]]]:
             parts = name.split("/")
             recipe = "-".join(parts[-1].split("-")[:4]) if "results" in name else "/".join(parts[:2])
             groups[recipe, tuple(s.step for s in samples)].append(samples)
-    return [(list(key[1]), held) for key, held in groups.items() if len(held) >= 5 and len(key[1]) >= 7]
+    return [(list(key[1]), held) for key, held in groups.items() if len(held) >= least and len(key[1]) >= 7]
+
+
+T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761)
+"""95% quantiles of Student's t with 1, 2, ... degrees of freedom."""
+
+
+def student(df: float) -> float:
+    """How much wider a 90% band is whose spread was learnt from df + 1 runs, and whose middle from as many."""
+    t = T95[min(len(T95), max(1, round(df))) - 1] if df < 15 else 1.645 + 1.6 / df
+    return t / 1.645 * math.sqrt(1.0 + 1.0 / (df + 1.0))
 
 
 def others(held: Sequence[Sequence[Sample]], i: int) -> tuple[list[float], list[float]]:
-    """Median and robust spread of the other runs of the group, at each step."""
+    """Median of the other runs of the group at each step, and the spread that a 90% band of so few runs stands for."""
     middle, spread = [], []
     for j in range(len(held[i])):
-        rest = sorted(run[j].loss for k, run in enumerate(held) if k != i)
-        m = median(rest)
-        middle.append(m)
-        mad = 1.4826 * median(abs(v - m) for v in rest)
-        spread.append(max(mad, 0.3 * (rest[-1] - rest[0]) / 2, 5e-4))
+        rest = [run[j].loss for k, run in enumerate(held) if k != i]
+        middle.append(median(rest))
+        spread.append(max(stdev(rest), 5e-4) * student(len(rest) - 1))
     return middle, spread
 
 
-def advice(runs: Runs) -> dict[str, Any]:
+def golf(runs: Runs) -> list[tuple[list[int], list[list[Sample]], list[list[float]]]]:
+    """Recipes of parameter_golf with three runs and more: steps, runs, and each run's band from the other recipes.
+
+    Their runs are cut off by the clock at a few steps more or less; the last validation is put at the same step.
+    """
+    groups: dict[str, list[list[Sample]]] = defaultdict(list)
+    for name, samples in runs.items():
+        if len(samples) >= 8 and all(math.isfinite(s.loss) for s in samples):
+            groups["/".join(name.split("/")[:2])].append(samples)
+    kept = []
+    for held in groups.values():
+        shared = set.intersection(*({s.step for s in run[:-1]} for run in held))
+        ends = [run[-1].step for run in held]
+        if len(held) < 3 or max(ends) > 1.02 * min(ends) or len(shared) < 6:
+            continue
+        same = [
+            [*(s for s in run[:-1] if s.step in shared), replace(run[-1], step=max(ends))] for run in held
+        ]
+        kept.append(([s.step for s in same[0]], same))
+
+    def relative(steps: Sequence[int], held: Sequence[Sequence[Sample]], share: float) -> float:
+        j = min(range(len(steps)), key=lambda j: abs(steps[j] / steps[-1] - share))
+        at = [run[j].loss for run in held]
+        return max(stdev(at), 5e-4) / median(at)
+
+    out = []
+    for g, (steps, held) in enumerate(kept):
+        rest = [other for k, other in enumerate(kept) if k != g]
+        bands = []
+        for i in range(len(held)):
+            band = []
+            for j, step in enumerate(steps):
+                typical = median(relative(*other, step / steps[-1]) for other in rest)
+                k = len(held) - 1
+                band.append(typical * held[i][j].loss * math.sqrt(1.0 + 1.0 / k) * 1.25)
+            bands.append(band)
+        out.append((steps, held, bands))
+    return out
+
+
+def told(
+    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[Sample]], Sequence[Sequence[float]] | None]],
+) -> dict[str, Any]:
     """Final loss at 25, 50, 75%; P(miss) at half against the group's median; false drift alarms."""
     errors: dict[float, list[float]] = defaultdict(list)
     inside: dict[float, int] = Counter()
-    chances: list[tuple[float, bool]] = []
+    chances: list[tuple[float, bool, int]] = []
+    nearest: list[tuple[float, bool, int]] = []
     stopped = top = samples_seen = 0
     false: Counter[str] = Counter()
     drift: list[float | None] = []
-    for steps, held in recipes(runs):
+    for steps, held, bands in groups:
         finals = sorted(run[-1].loss for run in held)
+        close = min(range(len(steps)), key=lambda j: abs(steps[j] - 0.5 * steps[-1]))
         for i, run in enumerate(held):
-            middle, spread = others(held, i)
+            if bands is None:
+                middle, spread = others(held, i)
+            else:
+                middle = [
+                    median(other[j].loss for k, other in enumerate(held) if k != i) for j in range(len(steps))
+                ]
+                spread = list(bands[i])
             prediction = prediction_of(steps, middle, spread)
             watch = Watch(prediction=prediction, target_loss=middle[-1])
             marks = [0.25, 0.5, 0.75]
+            missed = run[-1].loss > middle[-1]
             for j, sample in enumerate(run):
                 false.update(a.alert for a in watch.observe(sample).opened)
                 samples_seen += 1
+                if j == close and (said := watch.advice()).p_miss is not None:
+                    nearest.append((said.p_miss, missed, len(held)))
                 while marks and (j + 1 == len(run) or run[j + 1].step > marks[0] * steps[-1]):
                     at = marks.pop(0)
                     said = watch.advice()
@@ -275,7 +338,7 @@ def advice(runs: Runs) -> dict[str, Any]:
                         errors[at].append(abs(said.final_loss["p50"] - run[-1].loss))
                         inside[at] += said.final_loss["p05"] <= run[-1].loss <= said.final_loss["p95"]
                     if at == 0.5 and said.p_miss is not None:
-                        chances.append((said.p_miss, run[-1].loss > middle[-1]))
+                        chances.append((said.p_miss, missed, len(held)))
                         if run[-1].loss <= finals[len(finals) // 10]:
                             top += 1
                             stopped += said.action == "stop"
@@ -288,16 +351,19 @@ def advice(runs: Runs) -> dict[str, Any]:
                 calls = replay(bad, prediction=prediction)["alerts"]
                 first = next((a["step"] for a in calls if a["alert"] == "LossAbovePrediction"), None)
                 drift.append(None if first is None else (first - begin) / (end - begin))
-    rate = fmean(missed for _, missed in chances)
-    brier = fmean((p - missed) ** 2 for p, missed in chances)
-    error, allowed = calibration([p for p, _ in chances], [m for _, m in chances])
+    error, allowed = calibration([p for p, _, _ in chances], [m for _, m, _ in chances])
+    large = [c for c in chances if c[2] >= 20]
     return {
         "runs": len(chances),
+        "recipes": len(groups),
         **{f"MAE at {int(100 * at)}%": fmean(e) for at, e in sorted(errors.items())},
         **{
             f"90% interval holds at {int(100 * at)}%": inside[at] / len(e) for at, e in sorted(errors.items())
         },
-        "Brier skill": 1.0 - brier / (rate * (1 - rate)),
+        "Brier skill": skill(chances),
+        "Brier skill, recipes of 20 runs and more": skill(large) if large else None,
+        "Brier skill at the validation nearest to half": skill(nearest),
+        "the same, recipes of 20 runs and more": skill([c for c in nearest if c[2] >= 20]) if large else None,
         "calibration error": error,
         "calibration error of a calibrated forecaster, 97.5%": allowed,
         "eventual top decile": top,
@@ -307,6 +373,42 @@ def advice(runs: Runs) -> dict[str, Any]:
         "drift: called": fmean(d is not None for d in drift),
         "drift: called by half its excess": fmean(d is not None and d <= 0.5 for d in drift),
     }
+
+
+def skill(chances: Sequence[tuple[float, bool, int]]) -> float:
+    """Brier skill against the base rate."""
+    rate = fmean(missed for _, missed, _ in chances)
+    return 1.0 - fmean((p - missed) ** 2 for p, missed, _ in chances) / (rate * (1 - rate))
+
+
+def advice(data: Path) -> list[dict[str, Any]]:
+    """The advice on both sets of validation curves."""
+    speedrun = [(steps, held, None) for steps, held in recipes(read_samples(data / "speedrun_val.csv"))]
+    curves = read_curves(data / "parameter_golf.csv", where={"kind": "val_loss"}).runs
+    small = golf({curve.run: list(samples_of(curve)) for curve in curves})
+    return [{"set": "speedrun_val", **told(speedrun)}, {"set": "parameter_golf", **told(small)}]
+
+
+def drift_beside_control(runs: Runs) -> dict[str, Any]:
+    """A drift to 0.5% too high beside a control of the same recipe and data order."""
+    names = [n for n in runs if len(runs[n]) == 1530]
+    found: list[float | None] = []
+    for k, mine in enumerate(names):
+        other = runs[names[(k + 1) % len(names)]]
+        end = len(runs[mine])
+        begin, rise = 0.2 * end, 0.005 * fmean(s.loss for s in runs[mine][-50:])
+        bad = [
+            replace(s, loss=s.loss + rise * max(0.0, (s.step - begin) / (end - begin))) for s in runs[mine]
+        ]
+        calls = replay(bad, control=other)["alerts"]
+        first = next((a["step"] for a in calls if a["alert"] == "LossAbovePrediction"), None)
+        found.append(None if first is None else (first - begin) / (end - begin))
+    hit = [f for f in found if f is not None]
+    return {
+        "trials": len(found), "called": len(hit) / len(found),
+        "called by half its excess": fmean(f is not None and f <= 0.5 for f in found),
+        "median share of the excess at the call": median(hit) if hit else None,
+    }  # fmt: skip
 
 
 def calibration(said: Sequence[float], was: Sequence[bool]) -> tuple[float, float]:
@@ -348,7 +450,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--surrogate-steps", type=int, default=1_000_000)
     parser.add_argument(
-        "--only", help="one of healthy, budgets, young, faults, control, blowup, advice, cost"
+        "--only", help="one of healthy, budgets, young, faults, control, drift, blowup, advice, cost"
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -378,7 +480,8 @@ def main() -> int:
         "faults": faults,
         "control": lambda: with_control(read_samples(data / "perstep_seeds.csv")),
         "blowup": lambda: blow_up(data),
-        "advice": lambda: advice(read_samples(data / "speedrun_val.csv")),
+        "drift": lambda: drift_beside_control(read_samples(data / "perstep_seeds.csv")),
+        "advice": lambda: advice(data),
         "cost": lambda: cost(single["23"]),
     }
     answer = {}
