@@ -1,8 +1,8 @@
 """When is a training run hung, who hangs it, and what does each rank do at that moment.
 
 Hung: no step for three times the 99th percentile of the last steps, and never before FLOOR_S. While a run starts,
-validates or writes a checkpoint there is no such measure; then only LONG_S counts, since a first validation may well
-take a thousand steps' time.
+validates or writes a checkpoint there is no such measure; then only START_S and LONG_S count, since a first validation
+may well take a thousand steps' time.
 
 Stacks come from py-spy, which reads a process from outside and so works on one that answers nothing; where it can't
 (not installed, not allowed) the process is asked to print its own, which works as long as it takes signals.
@@ -20,7 +20,8 @@ from launcher.rank import Pulse
 
 FACTOR = 3.0
 FLOOR_S = float(os.environ.get("LOSSCAST_HANG_FLOOR_S", "30"))
-LONG_S = float(os.environ.get("LOSSCAST_HANG_LONG_S", "1800"))
+LONG_S = float(os.environ.get("LOSSCAST_HANG_LONG_S", "900"))
+START_S = 1800.0
 WAITS = re.compile(
     r"all_reduce|all_gather|reduce_scatter|barrier|broadcast|\bwait \(|_wait|synchronize|ProcessGroup|gloo|nccl",
     re.I,
@@ -32,7 +33,7 @@ DUMP_TIMEOUT_S = 10.0
 def limit_s(pulse: Pulse) -> float:
     """Seconds without a sign of life from which this rank counts as hung."""
     if pulse.phase != "step":
-        return LONG_S
+        return START_S if pulse.phase == "start" else LONG_S
     return max(FLOOR_S, FACTOR * pulse.p99_s)
 
 

@@ -53,6 +53,8 @@ class Stragglers:
 
     def __init__(self, window: int = WINDOW) -> None:
         self._rows: deque[Sequence[float]] = deque(maxlen=window)
+        self._named: int | None = None
+        self._news: str | None = None
 
     def add(self, own_s: Sequence[float]) -> dict[str, Any]:
         """Take one step's own times, by rank. Returns {"slow_rank", "slow_ratio"} for the wire; empty when none is slow.
@@ -62,9 +64,25 @@ class Stragglers:
         self._rows.append(own_s)
         if len(own_s) < 2 or len(self._rows) < (self._rows.maxlen or 0):
             return {}
-        usual = [statistics.median(row[rank] for row in self._rows) for rank in range(len(own_s))]
+        slow, ratio = self._slowest(len(own_s))
+        if slow != self._named:
+            was, self._named = self._named, slow
+            self._news = (
+                f"rank {was} keeps up again"
+                if slow is None
+                else f"rank {slow} is slow: {ratio:.2f} x the others' time before they meet"
+            )
+        return {} if slow is None else {"slow_rank": slow, "slow_ratio": round(ratio, 3)}
+
+    def news(self) -> str | None:
+        """What changed, once."""
+        news, self._news = self._news, None
+        return news
+
+    def _slowest(self, ranks: int) -> tuple[int | None, float]:
+        usual = [statistics.median(row[rank] for row in self._rows) for rank in range(ranks)]
         slow = max(range(len(usual)), key=usual.__getitem__)
         others = statistics.median(usual[:slow] + usual[slow + 1 :])
         if others <= 0 or usual[slow] < SLOW_RATIO * others:
-            return {}
-        return {"slow_rank": slow, "slow_ratio": round(usual[slow] / others, 3)}
+            return None, 1.0
+        return slow, usual[slow] / others

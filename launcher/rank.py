@@ -40,7 +40,8 @@ class RankProcess:
     """Owns a warm process, started at once and again whenever it is found dead."""
 
     def __init__(self, env: dict[str, str] | None = None) -> None:
-        self._env = {**os.environ, **(env or {})}
+        # BLAS under numpy would start its threads on import, and only a process with one thread forks soundly
+        self._env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **(env or {})}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
         self._file.truncate(PULSE.size)
         self._pulse = mmap.mmap(self._file.fileno(), PULSE.size)
@@ -50,7 +51,6 @@ class RankProcess:
         self._ended: dict[str, Any] | None = None
         self.pid: int | None = None
         """Of the process that trains, while there is one."""
-        self.started_s: list[float] = []
         self._start()
 
     def _start(self) -> None:

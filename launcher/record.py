@@ -37,8 +37,12 @@ class Record:
             )
         )
         if time.monotonic() - self._flushed > 1.0:
-            self._file.flush()
-            self._flushed = time.monotonic()
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the system now: it outlives this process."""
+        self._file.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._file.close()

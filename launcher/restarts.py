@@ -83,7 +83,7 @@ class Restarts:
         self.first = self.first or failure
         self.idle.append(failure)
         if len(self.idle) > SAME_STEP_LIMIT:
-            return Verdict(give_up=f"{len(self.idle)} attempts in a row gained no step", error=self.idle[0])
+            return Verdict(give_up=f"{len(self.idle)} failures without a step gained", error=self.idle[0])
         if self.counted > self.policy.max_restarts:
             return Verdict(
                 give_up=f"policy.max_restarts: {self.policy.max_restarts} is used up", error=self.first

@@ -49,7 +49,14 @@ def warm_up() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # noqa: F401
+    import deepspeed
+
+    # DeepSpeed asks torch.compile for things as it builds an engine, and that brings half of the imports
+    with contextlib.suppress(ImportError):
+        import torch._dynamo
+        import torch._inductor.compile_fx
+    with contextlib.suppress(ImportError):
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
     import launcher.data
     import launcher.engine
@@ -65,17 +72,18 @@ class Heart:
     def __init__(self, pulse: mmap.mmap) -> None:
         self._pulse, self._last, self._p99 = pulse, None, 0.0
         self._intervals: deque[float] = deque(maxlen=256)
-        self._beats = 0
+        self._beats, self._step = 0, -1
 
     def __call__(self, step: int, phase: str = "step") -> None:
         now = time.monotonic()
-        if phase == "step":
+        if phase == "step" and step != self._step:
             if self._last is not None:
                 self._intervals.append(now - self._last)
             self._beats += 1
             if self._beats <= 16 or self._beats % 16 == 0:
                 ordered = sorted(self._intervals)
                 self._p99 = ordered[int(0.99 * (len(ordered) - 1) + 0.5)] if ordered else 0.0
+        self._step = step
         self._last = now if phase == "step" else None  # the step after a checkpoint is no step's length
         PULSE.pack_into(self._pulse, 0, step, now, self._p99, PHASES.index(phase))
 

@@ -254,8 +254,10 @@ def train(
                 norm, now = grad_norm(trainer.engine), time.monotonic()
                 tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
                 record.add(step, tokens, loss, val, lr, norm)
+                extra: dict[str, Any] = stragglers.add(trainer.own_s)
+                if (news := stragglers.news()) is not None:
+                    print(f"losscast: step {step}: {news}", file=sys.stderr, flush=True)
                 if reporter is not None:
-                    extra: dict[str, Any] = stragglers.add(trainer.own_s)
                     if val is not None:
                         extra["val_loss"] = val
                     if norm is not None:
@@ -267,8 +269,11 @@ def train(
                 previous = now
             if step % spec.checkpoints.every_steps == 0 or finished or wish:
                 beat(step, "checkpoint")
+                if record is not None:
+                    record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
                 if saver.save(trainer.engine, step, wait=bool(finished or wish)):
                     saved = step
+                beat(step, "step")
             for committed in saver.committed():
                 if reporter is not None:
                     reporter.event("checkpoint", step=committed)
