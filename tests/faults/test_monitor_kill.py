@@ -14,10 +14,10 @@ from monitor import schema
 from monitor.judge import Settings
 from monitor.replay import Watch
 from monitor.verdict import Sample
-from tests.monitor.live import Service, wait_for
+from tests.monitor.live import ForkedService, Service, wait_for
 
 LONG = os.environ.get("LOSSCAST_FAULTS") == "long"
-KILLS = 1000 if LONG else 10
+KILLS = 1000 if LONG else 100
 
 pytestmark = pytest.mark.faults
 
@@ -75,13 +75,13 @@ class Sender(threading.Thread):
 def test_killed_under_load_nothing_acknowledged_is_lost_or_counted_twice(tmp_path: Path) -> None:
     rng = random.Random(11)
     done = threading.Event()
-    with Service(tmp_path / "store") as service:
+    with ForkedService(tmp_path / "store") as service:
         senders = [Sender(service, f"run-{i}", done) for i in range(4)]
         for s in senders:
             s.start()
         ready = []
         for _ in range(KILLS):
-            time.sleep(rng.uniform(0.05, 0.9))
+            time.sleep(rng.uniform(0.02, 0.5))
             service.kill()
             ready.append(service.start())
         time.sleep(1.0)

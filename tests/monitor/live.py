@@ -122,6 +122,65 @@ class Service:
             self.process.end(signal.SIGKILL)
 
 
+class ForkedService(Service):
+    """The same, started in a fraction of a second; for what kills it a hundred times."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        listen = f"127.0.0.1:{self.port}"
+        command = [
+            sys.executable,
+            "-m",
+            "tests.monitor.forked",
+            "monitor",
+            "serve",
+            "--listen",
+            listen,
+            "--store",
+            str(folder),
+        ]
+        with self.log.open("ab") as out:
+            self.parent = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True,
+                cwd=Path(__file__).parents[2],
+            )  # fmt: skip
+        self.pid = 0
+
+    def start(self, within: float = 15.0) -> float:
+        began = time.monotonic()
+        assert self.parent.stdin is not None and self.parent.stdout is not None
+        self.parent.stdin.write("start\n")
+        self.parent.stdin.flush()
+        self.pid = int(self.parent.stdout.readline())
+        wait_for(self._answers, within, 0.01)
+        return time.monotonic() - began
+
+    def _answers(self) -> bool:
+        assert Path(f"/proc/{self.pid}").exists(), self.log.read_text()
+        with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/healthz", timeout=2):
+            return True
+        return False
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        self._end(signal.SIGTERM)
+        return 0
+
+    def _end(self, sig: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, sig)
+        wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), 20, 0.01)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self.pid:
+                os.kill(self.pid, signal.SIGKILL)
+        self.parent.kill()
+        self.parent.wait()
+
+
 class Webhook:
     """Keeps what Alertmanager sends, with when it came."""
 

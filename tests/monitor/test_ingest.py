@@ -21,7 +21,6 @@ from monitor.store import Store
 from monitor.wire import parse
 
 RUNS = ("a", "b")
-LONG = os.environ.get("LOSSCAST_FAULTS") == "long"
 
 
 def sample(run: str, attempt: int, seq: int, step: int, loss: float = 2.0, **more: Any) -> bytes:
@@ -166,7 +165,7 @@ class Monitored(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self.model = Model()
         self.full = False
         self.open()
@@ -257,7 +256,7 @@ class Monitored(RuleBasedStateMachine):
 
 class TestMonitored(Monitored.TestCase):  # type: ignore[name-defined]
     settings = settings(
-        max_examples=2000 if LONG else 12,
+        max_examples=12,
         stateful_step_count=20,
         deadline=None,
         suppress_health_check=list(HealthCheck),
