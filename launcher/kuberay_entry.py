@@ -1,21 +1,30 @@
-"""The entrypoint of a run's RayJob: puts what the job carries into the run's folder, and becomes its driver.
+"""The entrypoint of a run's RayJob: puts what the job carries into the run's folder, and starts its driver.
 
     python -m launcher.kuberay_entry /etc/losscast/run.json
 
 run.json holds the spec, its prediction and the submission's id (`launcher.kuberay`). KubeRay starts this again after the
 head was lost, and can't tell that from a run that was given up: so what a driver of the same submission left as its end
-is looked at first, and where trying again can't help, nothing is tried. Exit status: the driver's.
+is looked at first, and where trying again can't help, nothing is tried. What the job prints is copied to a run that lives
+at az:// while it runs, since the cluster goes a minute after the job. Exit status: the driver's.
 """
 
+import contextlib
 import json
-import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from launcher.runfolder import RunFolder, read_json, write_whole
 from launcher.spec import RunSpec
 from launcher.storage import Missing
+
+COPY_S = 30.0
+"""Between two copies of the job's output; longer where it is long, since a copy is the whole file."""
+BYTES_PER_S = 100_000
+"""Of output, copied on average at most."""
 
 
 def final(end: dict[str, Any] | None) -> int | None:
@@ -80,10 +89,54 @@ def main(argv: list[str]) -> int:
         )
         return status
     work = (body["spec"].get("kubernetes") or {}).get("working_dir")
-    if work:
-        os.chdir(work)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "launcher.driver", folder.address, submission])
+    return drive(
+        [sys.executable, "-m", "launcher.driver", folder.address, submission], folder, submission, work
+    )
+
+
+def drive(
+    command: list[str], folder: RunFolder, submission: str, cwd: str | None = None, copy_s: float = COPY_S
+) -> int:
+    """Run the driver, hand it what signals come, and copy its output to the run. Its exit status."""
+    child = subprocess.Popen(command, cwd=cwd)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, frame: _pass_on(child, number)) for number in numbers]
+    try:
+        copied, due, status = 0, time.monotonic() + copy_s, child.poll()
+        while status is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.05, min(1.0, due - time.monotonic())))
+            status = child.poll()
+            if status is None and time.monotonic() >= due:
+                copied = copy_output(folder, submission, copied)
+                due = time.monotonic() + max(copy_s, copied / BYTES_PER_S)
+        copy_output(folder, submission, -1)
+        return status if status >= 0 else 128 - status
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def copy_output(folder: RunFolder, submission: str, copied: int) -> int:
+    """Put the job's output, and its end where there is one, to where the run's truth is. Returns the bytes that are there
+    now; `copied` bytes are not sent again. Never raises: a log is not worth a run."""
+    from launcher.output import job_log
+    from launcher.remote import publish
+
+    path = job_log(folder, submission)
+    try:
+        size = path.stat().st_size
+        if size != copied:
+            publish(folder, path, path.with_suffix(".end.json"))
+        return size
+    except Exception as error:  # whatever the storage's library raises
+        print(f"losscast: the job's output is not copied: {error}", flush=True)
+        return copied
+
+
+def _pass_on(child: "subprocess.Popen[bytes]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.send_signal(number)
 
 
 if __name__ == "__main__":

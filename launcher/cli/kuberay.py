@@ -7,6 +7,7 @@ from here (az:// with your own login; a volume of the cluster can't).
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,49 @@ def logs(spec: Any, args: argparse.Namespace) -> int:
     api = connect()
     if args.follow:
         return _follow(api, spec)
-    lines = kuberay_client.logs(api, spec)
+    lines = kept_or(spec, kuberay_client.logs(api, spec))
     if args.tail is not None:
         lines = list(lines)[-args.tail :] if args.tail else []
     for line in lines:
         print(line)
     return 0
+
+
+def kept_or(spec: Any, lines: Iterator[str]) -> Iterator[str]:
+    """The lines; where no pod has any (any more), what was copied to the run's storage."""
+    from launcher.errors import Failed
+    from launcher.kuberay_api import Away, Forbidden
+
+    try:
+        first = next(lines, None)
+    except (Away, Forbidden):
+        raise
+    except Failed as error:
+        text = _stored_log(spec)
+        if text is None:
+            raise error from None
+        yield from text.splitlines()
+        return
+    if first is not None:
+        yield first
+        yield from lines
+
+
+def _stored_log(spec: Any) -> str | None:
+    """The newest job's output as the run's storage has it; None where there is none, or it can't be reached."""
+    if not spec.checkpoints.url.startswith("az://"):
+        return None
+    from launcher.remote import store_of
+    from launcher.runfolder import RunFolder
+
+    try:
+        store = store_of(RunFolder.of(spec.checkpoints.url, spec.name))
+        logs = [i.key for i in store.list("output/") if i.key.endswith(".log")]
+        newest = min(logs, key=lambda key: store.age_s(key) or 0.0, default=None)
+        return None if newest is None else store.get(newest).decode(errors="replace")
+    except Exception as error:  # whatever the storage's library raises
+        _say(f"warning: {spec.checkpoints.url} can't be read from here: {' '.join(str(error).split())[:200]}")
+        return None
 
 
 def stop(spec: Any, args: argparse.Namespace) -> int:

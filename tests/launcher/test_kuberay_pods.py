@@ -1,7 +1,6 @@
 """What runs inside a run's pods: the entrypoint that may start twice, and the hook that has a checkpoint committed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher.kuberay_entry import final, main, prepare
+from launcher import kuberay_entry
+from launcher.kuberay_entry import drive, final, main, prepare
 from launcher.kuberay_prestop import driver_lives, ranks, wait_for_commit
 from launcher.runfolder import read_json, write_whole
 from launcher.specfile import read_spec
@@ -28,7 +28,7 @@ def test_the_entrypoint_writes_what_the_job_carries_into_the_runs_folder(tmp_pat
     prediction = {"digest": "sha256:7", "final_loss": {"p50": 2.0}}
     folder, submission, status = prepare(body(tmp_path, prediction=prediction))
     assert (submission, status) == ("gpt-tiny-00", None)
-    assert read_json(folder.prediction) == prediction and read_json(folder.spec)["name"] == "gpt-tiny"
+    assert read_json(folder.prediction) == prediction and (read_json(folder.spec) or {})["name"] == "gpt-tiny"
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,68 @@ def test_a_job_that_carries_no_run_says_so_without_a_traceback(
     assert main([]) == 2
 
 
-def test_the_entrypoint_becomes_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entrypoint_starts_the_driver_of_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, seen = tmp_path / "run.json", []
     path.write_text(json.dumps(body(tmp_path)))
-    monkeypatch.setattr(os, "execv", lambda program, arguments: seen.append(arguments))
-    main([str(path)])
+    monkeypatch.setattr(kuberay_entry, "drive", lambda command, *rest: seen.append(command) or 7)
+    assert main([str(path)]) == 7
     assert seen[0][1:] == ["-m", "launcher.driver", str(tmp_path / "gpt-tiny"), "gpt-tiny-00"]
+
+
+def test_what_the_job_prints_is_copied_while_it_runs_and_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run at az://, its store a folder here: the copy is there before the driver has ended, and whole after it."""
+    from launcher import remote
+    from launcher.runfolder import RunFolder
+    from launcher.storage import FolderStore
+
+    store = FolderStore(tmp_path / "store")
+    monkeypatch.setattr(remote, "store_of", lambda folder: store)
+    folder = RunFolder(tmp_path / "work", "az://account/runs/r")
+    script = (
+        "import pathlib, sys, time; f = pathlib.Path(sys.argv[1], 'output'); f.mkdir(parents=True); "
+        "log = f / 's.log'; log.write_text('begins\\n'); "
+        "copy = pathlib.Path(sys.argv[2], 'output', 's.log'); t = time.monotonic()\n"
+        "while not copy.exists() and time.monotonic() - t < 20: time.sleep(0.02)\n"
+        "log.open('a').write(f'copied while it ran: {copy.exists()}\\n'); (f / 's.end.json').write_text('{}'); sys.exit(3)"
+    )
+    command = [sys.executable, "-c", script, str(folder.path), str(tmp_path / "store")]
+    assert drive(command, folder, "s", copy_s=0.05) == 3
+    assert (
+        store.get("output/s.log") == b"begins\ncopied while it ran: True\n"
+        and store.get("output/s.end.json") == b"{}"
+    )
+
+
+def test_a_storage_that_is_away_costs_the_copy_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher import remote
+    from launcher.runfolder import RunFolder
+
+    def away(folder: Any) -> Any:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(remote, "store_of", away)
+    folder = RunFolder(tmp_path, "az://account/runs/r")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/s.log").write_text("x")
+    assert drive([sys.executable, "-c", "pass"], folder, "s", copy_s=0.01) == 0
+
+
+def test_a_signal_reaches_the_driver(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from launcher.kuberay_entry import drive; from launcher.runfolder import RunFolder; "
+        "child = 'import signal, time, sys; signal.signal(signal.SIGTERM, lambda *a: sys.exit(42)); print(1, flush=True); time.sleep(30)'; "
+        "sys.exit(drive([sys.executable, '-c', child], RunFolder(Path(sys.argv[1])), 's'))"
+    )
+    entry = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert entry.stdout is not None and entry.stdout.readline() == b"1\n"
+    entry.terminate()
+    assert entry.wait(20) == 42
 
 
 def processes(tmp_path: Path, *rows: tuple[int, int, str]) -> Path:
