@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,7 @@ class Rollbacks:
         return f"{len(self.skips)} of at most {MOST} rollbacks"
 
 
-def wanted(
-    advice: Any, alerts: Any, *, resumed_at: int, seen: int, rollbacks: Sequence[Any]
-) -> tuple[int, int, str] | None:
+def wanted(advice: Any, alerts: Any, *, resumed_at: int, seen: int) -> tuple[int, int, str] | None:
     """Onset, the step it was called at, and why, where the monitor's answers call for a rollback of this attempt.
 
     advice      of `/v1/runs/{run}/advice`;  alerts of `/v1/runs/{run}/verdicts`
@@ -135,7 +133,7 @@ class Adviser:
         advice, alerts, at = self._answer
         if at <= began:
             return None
-        found = wanted(advice, alerts, resumed_at=resumed_at, seen=seen, rollbacks=rollbacks.skips)
+        found = wanted(advice, alerts, resumed_at=resumed_at, seen=seen)
         if found is None:
             return None
         onset, called, why = found

@@ -1,0 +1,326 @@
+"""What decides recovery, without a cluster: causes, waits, hangs, notices, fewer ranks, books, rollbacks."""
+
+import itertools
+import random
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.elastic import fewest_ranks, fitted, needs_universal
+from launcher.failures import RankFailed, blame, seen_in
+from launcher.goodput import Ledger
+from launcher.hang import FLOOR_S, LONG_S, hung, suspects
+from launcher.health import Stragglers
+from launcher.netif import interface_of
+from launcher.preempt import Watch, read_notices
+from launcher.rank import Pulse
+from launcher.restarts import Failure, Restarts
+from launcher.rollback import wanted
+from launcher.runlog import RunLog
+from launcher.spec import Policy, RunSpec
+from launcher.storage import FolderStore
+
+# restarts
+
+
+def test_a_crash_loop_is_given_up_with_its_own_first_error_and_not_an_older_one() -> None:
+    restarts = Restarts(Policy())
+    assert restarts.failed(Failure("killed", "long ago", 100)).give_up is None
+    said = [restarts.failed(Failure("raised", f"try {n}", 250)) for n in range(1, 5)]
+    assert [v.give_up is None for v in said] == [True, True, True, False]
+    assert said[-1].error is not None and said[-1].error.message == "try 1"
+
+
+def test_steps_gained_make_it_a_new_story() -> None:
+    restarts = Restarts(Policy(max_restarts=100))
+    assert all(restarts.failed(Failure("raised", "x", n)).give_up is None for n in range(50))
+
+
+def test_an_error_of_the_run_waits_longer_each_time_and_a_kill_does_not_wait() -> None:
+    restarts = Restarts(Policy())
+    assert restarts.failed(Failure("killed", "x", 5)).wait_s == 0
+    waits = [restarts.failed(Failure("raised", "x", 5)).wait_s for _ in range(2)]
+    assert waits == sorted(waits) and waits[0] >= 1 and waits[1] > waits[0]
+
+
+def test_max_restarts_counts_failures_and_no_preemptions() -> None:
+    restarts = Restarts(Policy(max_restarts=3))
+    for n in range(20):
+        assert restarts.failed(Failure("preempted", "spot", n)).give_up is None
+    verdicts = [restarts.failed(Failure("killed", f"k{n}", 100 + n)) for n in range(4)]
+    assert [v.give_up is None for v in verdicts] == [True, True, True, False]
+    assert verdicts[-1].error is not None and verdicts[-1].error.message == "k0"
+    assert restarts.told() == "4 killed, 20 preempted"
+
+
+# which failure came first
+
+
+def test_a_killed_rank_is_blamed_before_its_neighbours_complaints() -> None:
+    echo = seen_in(0, {"raised": {"type": "RuntimeError", "message": "Connection closed by peer"}}, False)
+    own = seen_in(2, {"raised": {"type": "KeyError", "message": "'lr'"}}, False)
+    killed = seen_in(1, {"died": {"signal": 9, "status": None}}, False)
+    assert echo and own and killed
+    assert blame([echo, own]) is own
+    assert blame([echo, own, killed]) is killed
+    assert killed.cause == "killed" and "SIGKILL" in killed.message
+
+
+def test_a_death_under_notice_is_a_preemption() -> None:
+    failure = seen_in(1, {"died": {"signal": 15, "status": None}}, True)
+    assert failure is not None and failure.cause == "preempted"
+    assert seen_in(1, {"outcome": {}}, True) is None
+    with pytest.raises(ValueError):
+        blame([])
+
+
+def test_a_failure_says_its_rank() -> None:
+    assert str(RankFailed(3, "raised", "x")) == "rank 3: x"
+    assert str(RankFailed(None, "hung", "x")) == "x"
+
+
+# hangs
+
+
+@pytest.mark.parametrize(
+    ("pulse", "is_hung"),
+    [
+        (Pulse(9, "step", 2.9 * 60, 60.0), False),
+        (Pulse(9, "step", 3.1 * 60, 60.0), True),
+        (Pulse(9, "step", 0.9 * FLOOR_S, 0.01), False),
+        (Pulse(9, "step", 1.1 * FLOOR_S, 0.01), True),
+        (Pulse(9, "validate", 20 * FLOOR_S, 0.01), False),
+        (Pulse(9, "checkpoint", 1.1 * LONG_S, 0.01), True),
+        (Pulse(-1, "start", 1.1 * LONG_S, 0.0), False),
+    ],
+)
+def test_hung_is_three_times_the_usual_longest_step(pulse: Pulse, is_hung: bool) -> None:
+    assert (hung({0: pulse}, {}) is not None) == is_hung
+
+
+def test_a_host_that_does_not_answer_is_hung() -> None:
+    assert hung({0: None}, {0: FLOOR_S + 1}) is not None
+    assert hung({0: None}, {0: FLOOR_S - 1}) is None
+
+
+WAITING = 'process 7, state S\nThread 7 (idle): "MainThread"\n    all_reduce (torch/distributed/x.py:1)\n'
+BUSY = 'process 8, state R\nThread 8 (active): "MainThread"\n    tokenize (own.py:1)\n'
+STOPPED = WAITING.replace("state S", "state T")
+
+
+@pytest.mark.parametrize(
+    ("dumps", "named"),
+    [
+        ({0: WAITING, 1: BUSY}, [1]),
+        ({0: WAITING, 1: STOPPED}, [1]),
+        ({0: WAITING, 1: WAITING}, []),
+        ({0: BUSY, 1: BUSY}, []),
+        ({0: WAITING, 1: ""}, [1]),
+        ({0: WAITING, 1: "process 9, state S\nno stacks: not allowed\n"}, []),
+    ],
+)
+def test_whom_the_others_wait_for(dumps: dict[int, str], named: list[int]) -> None:
+    assert suspects(dumps) == named
+
+
+# stragglers
+
+
+def test_a_rank_that_is_slow_for_good_is_named_and_one_slow_step_is_not() -> None:
+    dice = random.Random(0)
+    steady = Stragglers(window=16)
+    for step in range(200):
+        own = [1.0 + 0.05 * dice.random() for _ in range(4)]
+        own[step % 4] *= 5 if step % 8 == 0 else 1
+        assert steady.add(own) == {}
+    slow = Stragglers(window=16)
+    found = [slow.add([1.0, 1.0, 1.6, 1.0]) for _ in range(16)]
+    assert found[-1] == {"slow_rank": 2, "slow_ratio": 1.6} and found[-2] == {}
+    assert "rank 2 is slow" in (slow.news() or "") and slow.news() is None
+    for _ in range(16):
+        slow.add([1.0] * 4)
+    assert "rank 2 keeps up again" in (slow.news() or "")
+
+
+def test_of_two_ranks_the_slow_one_is_named() -> None:
+    two = Stragglers(window=4)
+    assert [two.add([2.0, 1.0]) for _ in range(4)][-1] == {"slow_rank": 0, "slow_ratio": 2.0}
+
+
+# notices
+
+
+def event(number: int, kind: str = "Preempt", at: float | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "EventId": f"e{number}", "EventType": kind, "EventStatus": "Scheduled", "ResourceType": "VirtualMachine",
+        "Resources": ["vm_1"], "NotBefore": formatdate(at, usegmt=True) if at is not None else "", **more,
+    }  # fmt: skip
+
+
+def test_only_what_takes_this_machine_away_is_a_notice() -> None:
+    document = {
+        "DocumentIncarnation": 2,
+        "Events": [
+            event(1),
+            event(2, "Freeze"),
+            event(3, Resources=["vm_2"]),
+            event(4, "Terminate", at=1000.0),
+            event(5, EventStatus="Completed"),
+            "rubbish",
+            event(6, NotBefore="next week"),
+        ],
+    }
+    found = read_notices(document, "vm_1")
+    assert sorted(found) == ["e1", "e4", "e6"]
+    assert found["e4"].not_before == 1000.0 and found["e6"].not_before is None
+    assert sorted(read_notices(document, None)) == ["e1", "e3", "e4", "e6"]
+    for strange in (None, [], {"Events": None}, {"Events": {"a": 1}}):
+        assert read_notices(strange, "vm_1") == {}
+
+
+def saves(schedule: dict[float, list[dict[str, Any]]], until: float) -> list[float]:
+    """When a checkpoint is asked for, where the service answers so from those seconds on."""
+    watch, asked, answer = Watch(), [], []
+    for now in [t / 2 for t in range(int(2 * until))]:
+        answer = schedule.get(now, answer)
+        watch.update(read_notices({"Events": answer}, "vm_1"), now)
+        if watch.save_now(now):
+            asked.append(now)
+    return asked
+
+
+def test_a_notice_is_answered_once_and_one_far_ahead_again_before_its_time() -> None:
+    assert saves({5.0: [event(1, at=35.0)]}, 60) == [5.0]
+    assert saves({5.0: [event(1, "Terminate", at=305.0)]}, 400) == [5.0, 275.0]
+
+
+def test_a_withdrawn_notice_that_comes_back_is_answered_again_and_flapping_is_bounded() -> None:
+    assert saves({5.0: [event(1)], 8.0: [], 50.0: [event(1)]}, 100) == [5.0, 50.0]
+    flapping = {float(t): [event(t)] if t % 2 else [] for t in range(100)}
+    asked = saves(flapping, 100)
+    assert 5 <= len(asked) <= 11
+    assert min(b - a for a, b in itertools.pairwise(asked)) >= 10.0
+
+
+# fewer ranks
+
+SPEC: dict[str, Any] = {
+    "name": "e",
+    "workload": {"kind": "gpt", "layers": 2, "width": 16, "heads": 1, "context": 32},
+    "data": {"path": "stdlib"},
+    "train": {"tokens": 32 * 48 * 10, "batch_tokens": 32 * 48, "lr": 0.01},
+    "parallel": {"dp": 8, "zero": 1, "micro_batch": 6},
+    "cluster": {"to": "http://head:8265", "nodes": {"min": 1, "max": 4}, "gpus_per_node": 2, "gpu": "H100"},
+}
+
+
+@pytest.mark.parametrize(("ranks", "dp"), [(8, 8), (9, 8), (7, 6), (6, 6), (5, 4), (2, 2), (1, 1)])
+def test_fewer_ranks_train_on_the_same_batch(ranks: int, dp: int) -> None:
+    spec = RunSpec.from_dict(SPEC)
+    small = fitted(spec, ranks)
+    assert small.parallel.dp == dp and small.ranks <= max(ranks, 1)
+    assert small.batch_sequences == spec.batch_sequences == dp * small.micro_batch * small.accumulation
+    assert small.total_steps == spec.total_steps
+    assert RunSpec.from_dict(small.to_dict()) == small
+
+
+def test_fewer_ranks_than_a_replica_takes_are_refused() -> None:
+    spec = RunSpec.from_dict({**SPEC, "parallel": {"dp": 4, "pp": 2, "zero": 1}})
+    with pytest.raises(ValueError, match="takes pp x tp = 2"):
+        fitted(spec, 1)
+    assert fewest_ranks(spec) == 2 and fewest_ranks(RunSpec.from_dict(SPEC)) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "zero", "needs"),
+    [
+        ({"dp": 8, "pp": 1, "tp": 1, "zero": 1}, 1, False),
+        ({"dp": 4, "pp": 1, "tp": 1, "zero": 1}, 1, True),
+        ({"dp": 4, "pp": 1, "tp": 1, "zero": 0}, 0, False),
+        ({"dp": 8, "pp": 1, "tp": 1, "zero": 0}, 1, True),
+        ({"dp": 4, "pp": 2, "tp": 1, "zero": 0}, 0, True),
+    ],
+)
+def test_when_shards_have_to_be_converted(written: dict[str, int], zero: int, needs: bool) -> None:
+    spec = RunSpec.from_dict({**SPEC, "parallel": {"dp": 8, "zero": zero}})
+    assert needs_universal(written, spec) is needs
+
+
+# books
+
+
+def test_every_gpu_second_is_useful_lost_or_idle() -> None:
+    book = Ledger(price_per_gpu_hour=3600.0)
+    book.begin(ranks=4, start_step=0, now=0.0)
+    for step in range(1, 101):
+        book.saw(step, now=10.0 + step)
+    book.end(111.0)
+    assert book.settle(kept_step=80, now=120.0) == 20
+    assert (book.useful_s, book.lost_s) == (pytest.approx(320.0), pytest.approx(80.0))
+    assert book.total_s == pytest.approx(4 * 120.0)
+    assert book.fields()["dollars_lost"] == pytest.approx(80.0)
+    assert "20 steps trained twice" in book.told()
+
+
+def test_an_attempt_that_made_no_step_is_idle_and_books_go_on_through_drivers(tmp_path: Path) -> None:
+    book = Ledger.read(tmp_path / "goodput.json", None)
+    book.begin(2, 50, 0.0)
+    book.end(30.0)
+    assert book.settle(50, 30.0) == 0
+    assert (book.useful_s, book.lost_s, book.idle_s) == (0, 0, 60.0)
+    book.write(tmp_path / "goodput.json")
+    again = Ledger.read(tmp_path / "goodput.json", 2.0)
+    assert again.idle_s == 60.0 and again.attempts == 1 and again.price_per_gpu_hour == 2.0
+    (tmp_path / "goodput.json").write_text("{")
+    assert Ledger.read(tmp_path / "goodput.json", None).total_s == 0
+
+
+# rollbacks
+
+ADVICE = {"action": "roll_back", "step": 130, "evidence": ["off its line for good since step 110"]}
+ALERT = {"alert": "LossDiverged", "step": 130, "since_step": 110, "resolved_step": None}
+
+
+def asked(advice: Any = ADVICE, alerts: Any = None, resumed_at: int = 0, seen: int = 140) -> Any:
+    return wanted(advice, [ALERT] if alerts is None else alerts, resumed_at=resumed_at, seen=seen)
+
+
+def test_a_rollback_goes_before_the_onset_and_leaves_out_what_followed() -> None:
+    assert asked() == (110, 130, "off its line for good since step 110")
+    worse = {**ALERT, "alert": "LossNonFinite", "since_step": 135, "step": 135}
+    assert asked(alerts=[ALERT, worse])[:2] == (110, 135)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"advice": {**ADVICE, "action": "continue"}},
+        {"advice": None},
+        {"alerts": []},
+        {"alerts": [{**ALERT, "resolved_step": 135}]},
+        {"alerts": [{**ALERT, "alert": "LossOffLine"}]},
+        {"resumed_at": 120},
+        {"seen": 120},
+        {"alerts": {"error": "x"}},
+    ],
+)
+def test_nothing_is_rolled_back_without_a_reason_in_this_attempt(change: dict[str, Any]) -> None:
+    assert asked(**change) is None
+
+
+def test_commits_that_a_rollback_made_void_are_not_resumed_from(tmp_path: Path) -> None:
+    log = RunLog(FolderStore(tmp_path), "r")
+    with log.take("s") as holding:
+        for step in (50, 100, 150):
+            holding.commit(step, f"m{step}", "0" * 64)
+        holding.append("rollback", step=109)
+        assert [e.fields["step"] for e in log.commits()] == [100, 50]
+        holding.commit(120, "m120", "0" * 64)
+        assert [e.fields["step"] for e in RunLog(FolderStore(tmp_path), "r").commits()] == [120, 100, 50]
+
+
+def test_the_loopback_has_an_interface() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.77") is None
