@@ -40,7 +40,7 @@ class Control:
         """A sample of the control; it waits for ours of the same step or tokens."""
         if len(self.waiting) >= KEEP:
             del self.waiting[0]
-        self.waiting.append((step, -1.0 if tokens is None else tokens, loss))
+        self.waiting.append((step, -1.0 if tokens is None else tokens, round(loss, 9)))
 
     def matched(self, step: float, tokens: float | None) -> float | None:
         """Mean of the control's losses since our last sample up to this one; None where there are none."""

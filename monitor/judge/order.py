@@ -13,7 +13,7 @@ from typing import Any
 
 from monitor.schema import SPELLED, spell
 
-WINDOW = 32
+WINDOW = 16
 """Arrivals that a row out of order waits at most."""
 
 Row = tuple[Any, ...]

@@ -163,6 +163,30 @@ def test_shuffled_arrival_gives_the_same_verdicts_live() -> None:
     assert judged(shuffled) == judged(run) and len(judged(run)) == 2
 
 
+def test_the_state_of_a_judge_with_everything_in_it_stays_under_10_kb() -> None:
+    run, rng = falling(3000), random.Random(2)
+    at = list(range(0, 3001, 20))
+    middle = [2.0 + 6.0 * (t + 10) ** -0.3 for t in at]
+    curve = {"step": at, "p50": middle, "p05": [m - 0.1 for m in middle], "p95": [m + 0.1 for m in middle]}
+    final = {"p05": middle[-1] - 0.1, "p50": middle[-1], "p95": middle[-1] + 0.1}
+    watch = Watch(prediction={"final_loss": final, "curve": curve}, target_loss=2.1)
+    for s in run:
+        where = {"tokens": 1.23456789e11 + 524288.0 * s.step, "lr": 1e-3 * rng.random()}
+        watch.observe_control(replace(s, loss=s.loss + 0.01 * rng.random(), **where))
+        more = {"grad_norm": rng.random(), "tokens_per_s": 1e6 * rng.random(), "spread": rng.random()}
+        watch.observe(replace(s, time=1.7e9 + 1.2345678 * s.step, val_loss=s.loss, **where, **more))
+        if s.step % 50 == 0:
+            watch.checkpoint(s.step)
+    for k in range(100):  # a control that is ahead, samples that wait for others, a long announcement
+        watch.observe_control(Sample(3000 + k, 2.0 + rng.random(), tokens=1.25e11 + 524288.0 * k))
+    for k in range(WINDOW):
+        row = (2 * k + 5, 3000 + k, 2 + rng.random(), 1.25e11, 1.7e9 + rng.random(), None)
+        watch.order.ready(1, [(*row, rng.random(), rng.random(), 1e6 * rng.random(), rng.random())])
+    assert len(watch.order.waiting) >= WINDOW - 1
+    watch.announce(4000, "x" * 200)
+    assert len(json.dumps(spell(watch.state_dict()), separators=(",", ":")).encode()) <= 10_000
+
+
 # roll back, causes
 
 

@@ -31,7 +31,7 @@ def test_samples_shuffled_on_their_way_are_judged_as_in_order(tmp_path: Path) ->
     plain = [sample("a", 1, t, t + 1, loss) for t, loss in enumerate(losses)]
     saved = schema.encode_event(schema.event("checkpoint", "a", 1, time=1e9 + 400, step=400))
     rng = random.Random(4)
-    order = sorted(range(len(plain)), key=lambda t: t + rng.uniform(0, 12))
+    order = sorted(range(len(plain)), key=lambda t: t + rng.uniform(0, 8))
     in_order = verdicts(tmp_path / "in", [*plain[:450], saved, *plain[450:]])
     shuffled = verdicts(
         tmp_path / "out", [*(plain[t] for t in order[:450]), saved, *(plain[t] for t in order[450:])]
