@@ -6,7 +6,7 @@ import pytest
 
 from launcher.accounting import parameter_count
 from launcher.errors import WrongInput
-from launcher.ladder import Rung, finished, merged, read_ladder, specs_of, write_points
+from launcher.ladder import Rung, finished, fitting, merged, read_ladder, specs_of, write_points
 from launcher.runfolder import RunFolder, write_whole
 
 LADDER: dict[str, Any] = {
@@ -100,3 +100,49 @@ def test_a_finished_run_of_another_spec_is_not_this_rung(tmp_path: Path) -> None
     folder = RunFolder(tmp_path / spec.name)
     write_whole(folder.result, {"digest": "sha256:another"})
     assert not finished(folder, spec)
+
+
+def test_as_many_rungs_start_as_fit_beside_those_in_flight() -> None:
+    specs = specs_of(read_ladder(LADDER, "l"))  # two ranks each
+    a, b, c = specs
+    assert fitting(specs, [], {"CPU": 4.0}, None) == [a, b]
+    assert fitting([b, c], [a], {"CPU": 5.0}, None) == [b]
+    assert fitting([b, c], [a], {"CPU": 64.0}, 2) == [b]
+    assert fitting([c], [a, b], {"CPU": 4.0}, None) == []
+    assert fitting([], [a], {"CPU": 4.0}, None) == []
+
+
+def test_a_rung_larger_than_the_cluster_starts_when_it_is_alone() -> None:
+    """An autoscaler may bring what it lacks; and a smaller one goes before it."""
+    big, small = specs_of(
+        read_ladder(
+            {
+                **LADDER,
+                "rungs": [{"workload": {"width": 8}, "parallel": {"dp": 8}}, {"workload": {"width": 12}}],
+            },
+            "l",
+        )
+    )
+    assert fitting([big, small], [], {"CPU": 2.0}, None) == [small]
+    assert fitting([big], [small], {"CPU": 2.0}, None) == []
+    assert fitting([big], [], {"CPU": 2.0}, None) == [big]
+    assert fitting([big], [], {"CPU": 64.0}, None) == [big]
+
+
+def test_progress_is_one_line_a_change_where_there_is_no_terminal(tmp_path: Path) -> None:
+    import io
+
+    from launcher.cli.ladder import Display
+
+    specs = specs_of(read_ladder(merged(LADDER, {"base": {"checkpoints": {"url": str(tmp_path)}}}), "l"))
+    rungs = [Rung(s, RunFolder.of(str(tmp_path), s.name)) for s in specs]
+    out, now = io.StringIO(), [0.0]
+    display = Display("bytes", out, lambda: now[0])
+    for second in range(65):
+        now[0] = float(second)
+        display.show(rungs if second < 50 else [Rung(specs[0], rungs[0].folder, "failed", "why"), *rungs[1:]])
+    assert [line.partition(",  ")[0] for line in out.getvalue().splitlines()] == [
+        "bytes: 3 waiting",
+        "bytes: 3 waiting",
+        "bytes: 2 waiting, 1 failed",
+    ]

@@ -1,0 +1,280 @@
+"""One word for where a run stands, and the commands that read it from the run's own storage."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import main
+from launcher.errors import WrongInput
+from launcher.output import note_failure
+from launcher.runfolder import RunFolder, write_whole
+from launcher.runlog import RunLog
+from launcher.spec import RunSpec
+from launcher.standing import facts_of, phase
+from launcher.storage import FolderStore
+
+SPEC = RunSpec.from_dict(
+    {
+        "name": "tiny",
+        "workload": {"kind": "gpt", "layers": 1, "width": 8, "heads": 1, "context": 32},
+        "data": {"path": "stdlib"},
+        "train": {"tokens": 5120, "batch_tokens": 256, "lr": 0.01},
+    }
+)
+JOB = "tiny-00"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSCAST_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+class Made:
+    """A run's folder in the state that a real one would be left in."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = RunFolder(root / "runs" / "tiny")
+        self.log = RunLog(FolderStore(self.folder.path), "tiny")
+        write_whole(self.folder.spec, SPEC.to_dict())
+
+    def submitted(self, ago_s: float = 1.0) -> "Made":
+        document = {
+            "run": "tiny",
+            "job": JOB,
+            "dashboard": "http://127.0.0.1:9",
+            "folder": str(self.folder.path),
+        }
+        write_whole(self.folder.path / "submission.json", {**document, "time": time.time() - ago_s})
+        return self
+
+    def steps(self, attempt: int, count: int) -> "Made":
+        path = self.folder.curve(attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("run,step,tokens\n" + "".join(f"tiny,{i},{i * 256}\n" for i in range(1, count + 1)))
+        return self
+
+    def ended(self, status: int | None) -> "Made":
+        write_whole(self.folder.path / "output" / f"{JOB}.end.json", {"submission": JOB, "status": status})
+        return self
+
+    def lapsed(self) -> "Made":
+        """As if nothing of it had been written for an hour."""
+        old = time.time() - 3600
+        for path in self.folder.path.rglob("*"):
+            os.utime(path, (old, old))
+        return self
+
+    def phase(self, job_state: str | None = None) -> str:
+        return phase(facts_of(self.folder), job_state)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def vanish(made: Made, steps: int = 7) -> Made:
+    """Taken, trained a little, and then silence."""
+    made.submitted(ago_s=3700)
+    holding = made.log.take(JOB)
+    made.steps(holding.attempt, steps)
+    holding._stop.set()
+    holding._thread.join()
+    return made.lapsed()
+
+
+def test_a_run_goes_from_pending_over_running_to_finished(made: Made) -> None:
+    assert made.submitted().phase("PENDING") == "pending"
+    with made.log.take(JOB) as holding:
+        assert made.phase("RUNNING") == "pending"
+        made.folder.attempt(holding.attempt).mkdir(parents=True)
+        assert made.phase("RUNNING") == "starting"
+        made.steps(holding.attempt, 3)
+        assert made.phase("RUNNING") == "running"
+        holding.commit(3, "attempts/1/checkpoints/step-3.manifest.json", "0" * 64)
+    assert made.phase() == "stopped"
+    assert made.ended(0).phase() == "stopped"
+    assert facts_of(made.folder).committed is not None
+    write_whole(made.folder.result, {"digest": SPEC.digest, "loss": 2.5})
+    assert made.phase() == "finished"
+
+
+@pytest.mark.parametrize(
+    ("status", "word"), [(0, "stopped"), (1, "failed"), (2, "failed"), (75, "failed"), (None, "failed")]
+)
+def test_a_job_that_says_how_it_ended_is_believed(made: Made, status: int | None, word: str) -> None:
+    assert made.submitted(ago_s=500).ended(status).phase() == word
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [("FAILED", "failed"), ("STOPPED", "stopped"), ("PENDING", "pending"), (None, "vanished")],
+)
+def test_where_storage_is_silent_ray_is_asked(made: Made, state: str | None, word: str) -> None:
+    assert made.submitted(ago_s=500).phase(state) == word
+
+
+def test_silence_after_steps_is_a_run_that_vanished(made: Made) -> None:
+    assert vanish(made).phase() == "vanished"
+    assert made.phase("RUNNING") == "vanished"
+
+
+def test_end_closes_a_vanished_run_once_and_shuts_its_holder_out(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.runlog import Superseded
+
+    zombie = RunLog(FolderStore(made.folder.path), "tiny")
+    holding = zombie.take(JOB)
+    holding._stop.set()
+    holding._thread.join()
+    made.submitted(ago_s=3700).steps(1, 7).lapsed()
+    assert main(["end", str(made.folder.path)]) == 0
+    assert made.phase() == "ended"
+    with pytest.raises(Superseded):
+        holding.commit(7, "attempts/1/checkpoints/step-7.manifest.json", "0" * 64)
+    assert main(["why", str(made.folder.path)]) == 0
+    assert "ended" in capsys.readouterr().out
+
+
+def test_a_run_that_lives_is_not_closed(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.submitted()
+    with made.log.take(JOB):
+        assert main(["end", str(made.folder.path)]) == 75
+    assert f"submission {JOB}" in capsys.readouterr().err
+    assert not any(e.kind == "end" for e in made.log.entries())
+
+
+def test_why_of_a_vanished_run_says_who_held_it_and_since_when(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vanish(made)
+    assert main(["why", str(made.folder.path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["phase"] == "vanished" and said["holder"]["pid"] == os.getpid()
+    assert abs(said["since"] - (time.time() - 3600)) < 60
+    assert "losscast resume" in said["advice"][0]
+
+
+def test_why_of_a_failed_run_is_the_first_error_of_the_first_rank_with_its_log(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.submitted(ago_s=50)
+    for attempt in (1, 2):
+        with made.log.take(JOB) as holding:
+            assert holding.attempt == attempt
+        output = made.folder.attempt(attempt) / "output"
+        made.steps(attempt, 5)
+        for rank, at, message in ((1, 100.0, "the cause"), (0, 100.4, "connection closed by peer")):
+            error = {"rank": rank, "attempt": attempt, "type": "RuntimeError", "message": message, "time": at}
+            write_whole(output / f"rank-{rank}.error.json", {**error, "trace": []})
+            (output / f"rank-{rank}.log").write_text(f"line of rank {rank}\n")
+        note_failure(made.folder, attempt, rank=0, cause="raised", message="connection closed", step=5)
+    made.ended(1)
+    assert main(["why", str(made.folder.path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("tiny: failed: rank 1 of attempt 1 failed at step 5: RuntimeError: the cause")
+    assert (
+        "line of rank 1" in out and "line of rank 0" not in out and "tried 2 times; the same each time" in out
+    )
+
+
+def test_a_rank_that_was_killed_goes_before_those_that_complain(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.submitted(ago_s=50)
+    with made.log.take(JOB):
+        pass
+    made.steps(1, 5).ended(1)
+    error = {"rank": 0, "attempt": 1, "type": "RuntimeError", "message": "connection closed", "time": 1.0}
+    write_whole(made.folder.attempt(1) / "output" / "rank-0.error.json", error)
+    note_failure(made.folder, 1, rank=1, cause="killed", message="SIGKILL", step=5)
+    assert main(["why", str(made.folder.path)]) == 0
+    assert "rank 1 of attempt 1 was killed at step 5: SIGKILL" in capsys.readouterr().out
+
+
+def test_logs_are_read_from_storage_by_rank_attempt_and_tail(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.submitted()
+    folder = made.folder
+    for attempt in (1, 2):
+        path = folder.attempt(attempt) / "output" / "rank-0.log"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"attempt {attempt} line {i}\n" for i in range(30_000)))
+    (folder.path / "output").mkdir()
+    (folder.path / "output" / f"{JOB}.log").write_bytes(b"\x1b[36m(Member)\x1b[0m hello\n")
+    where = str(folder.path)
+    assert main(["logs", where]) == 0
+    assert capsys.readouterr().out == "(Member) hello\n"
+    assert main(["logs", where, "--rank", "0", "--tail", "2"]) == 0
+    assert capsys.readouterr().out == "attempt 2 line 29998\nattempt 2 line 29999\n"
+    assert main(["logs", where, "--attempt", "1", "--tail", "20000"]) == 0
+    assert capsys.readouterr().out.startswith("attempt 1 line 10000\n")
+    assert main(["logs", where, "--rank", "3"]) == 2
+    assert "attempts/2/output/rank-0.log" in capsys.readouterr().err
+
+
+def test_ls_says_which_run_can_not_be_read_and_lists_the_others(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.submitted(ago_s=500).ended(1)
+    broken = made.folder.path.parent / "broken"
+    broken.mkdir()
+    (broken / "spec.json").write_text("{")
+    assert main(["ls", str(made.folder.path.parent)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "tiny: failed, step 0 of 20\n" and "broken: can't be read" in said.err
+
+
+@pytest.mark.parametrize("command", ["status", "why", "logs", "stop", "resume", "end"])
+@pytest.mark.parametrize("run", ["nobody-knows", "nowhere/run.yaml", "."])
+def test_a_run_that_is_none_is_wrong_input_in_one_line(
+    command: str, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, run]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_run_is_found_by_name_below_runs(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.submitted(ago_s=500).ended(1)
+    assert main(["status", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["phase"] == "failed"
+
+
+def test_a_damaged_document_is_named(made: Made) -> None:
+    made.submitted()
+    (made.folder.path / "submission.json").write_text("{")
+    with pytest.raises(WrongInput, match=r"submission\.json"):
+        facts_of(made.folder)
+
+
+def test_launcher_metrics_are_counted_from_what_runs_left(made: Made, tmp_path: Path) -> None:
+    made.submitted(ago_s=60)
+    lines = [{"outcome": "accepted"}, {"outcome": "held"}, {"outcome": "accepted"}, {"outcome": "unheard of"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"outc'
+    (made.folder.path / "submissions.jsonl").write_text(text)
+    with made.log.take(JOB) as holding:
+        path = made.folder.curve(1)
+        path.parent.mkdir(parents=True)
+        path.write_text(f"run,step,tokens,time\ntiny,1,256,{time.time() - 50:.3f}\n")
+        holding.commit(1, "attempts/1/checkpoints/step-1.manifest.json", "0" * 64)
+        note_failure(made.folder, 1, rank=0, cause="killed", message="x", step=1)
+        out = tmp_path / "losscast.prom"
+        assert main(["ls", str(made.folder.path.parent), "--textfile", str(out)]) == 0
+    seen: dict[str, Any] = dict(
+        line.rsplit(" ", 1) for line in out.read_text().splitlines() if not line.startswith("#")
+    )
+    assert float(seen['losscast_submissions_total{outcome="accepted"}']) == 2
+    assert float(seen['losscast_submissions_total{outcome="held"}']) == 1
+    assert float(seen['losscast_time_to_first_step_seconds{run="tiny"}']) == pytest.approx(10, abs=1)
+    assert float(seen['losscast_restarts_total{cause="killed",run="tiny"}']) == 1
+    assert float(seen['losscast_lease_held{run="tiny"}']) == 1
+    assert float(seen['losscast_checkpoint_last_commit_timestamp_seconds{run="tiny"}']) == pytest.approx(
+        time.time(), abs=60
+    )

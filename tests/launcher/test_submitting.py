@@ -1,0 +1,127 @@
+"""What `submit` shows, asks and refuses before anything is sent anywhere."""
+
+import os
+import pty
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.errors import WrongInput
+from launcher.runfolder import RunFolder, write_whole
+from launcher.runlog import RunLog
+from launcher.specfile import read_spec
+from launcher.storage import FolderStore
+from launcher.submit import refuse_shadows
+
+SPEC = """
+name: tiny
+workload: {{kind: gpt, layers: 1, width: 8, heads: 1, context: 32}}
+data: {{path: stdlib}}
+train: {{tokens: 5120, batch_tokens: 256, lr: 0.01}}
+cluster: {{to: "{to}"}}
+checkpoints: {{url: {runs}}}
+"""
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSCAST_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def spec_file(folder: Path, to: str = NOWHERE) -> str:
+    (folder / "run.yaml").write_text(SPEC.format(to=to, runs=folder / "runs"))
+    return str(folder / "run.yaml")
+
+
+def test_without_a_terminal_a_cluster_needs_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", spec_file(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "Add --yes" in said and "parameters" in said and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [("n\n", 1, "not submitted"), ("\n", 1, "not submitted"), ("y\n", 1, "no Ray cluster")],
+)
+def test_on_a_terminal_the_plan_is_shown_and_yes_is_waited_for(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    status: int,
+    words: str,
+) -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    with os.fdopen(theirs, "r") as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert main(["submit", spec_file(tmp_path)]) == status
+    os.close(ours)
+    said = capsys.readouterr().err
+    assert said.index("20 steps") < said.index("submit it? [y/N]") < said.index(words)
+
+
+def test_a_cluster_that_is_away_leaves_no_submission_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", spec_file(tmp_path), "--yes"]) == 1
+    assert f"no Ray cluster answers at {NOWHERE}" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "tiny" / "submission.json").exists()
+
+
+def test_a_run_that_is_held_is_refused_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spec_file(tmp_path)
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    write_whole(folder.spec, read_spec(path).to_dict())
+    with RunLog(FolderStore(folder.path), "tiny").take("tiny-cafe"):
+        assert main(["submit", path]) == 75
+        said = capsys.readouterr().err
+        assert "submission tiny-cafe" in said and f"pid {os.getpid()}" in said and "submit it?" not in said
+        assert main(["resume", path]) == 75
+
+
+def test_a_finished_run_and_another_model_under_its_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spec_file(tmp_path)
+    spec, folder = read_spec(path), RunFolder(tmp_path / "runs" / "tiny")
+    write_whole(folder.spec, spec.to_dict())
+    write_whole(folder.result, {"digest": spec.digest, "loss": 2.5})
+    assert main(["submit", path, "--yes"]) == 2
+    assert "is finished" in capsys.readouterr().err
+    folder.attempt(1).mkdir(parents=True)
+    changed = Path(path).read_text().replace("width: 8", "width: 16")
+    Path(path).write_text(changed)
+    assert main(["submit", path, "--yes"]) == 2
+    assert "began with another workload" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["launcher.py", "monitor/__init__.py", "infra.abi3.so"])
+def test_a_working_directory_that_shadows_us_is_refused(
+    tmp_path: Path, there: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / there
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    with pytest.raises(WrongInput, match="imported instead"):
+        refuse_shadows(tmp_path)
+    assert main(["submit", spec_file(tmp_path), "--yes"]) == 2
+    assert there in capsys.readouterr().err
+
+
+def test_a_folder_of_data_named_like_us_shadows_nothing(tmp_path: Path) -> None:
+    (tmp_path / "monitor").mkdir()
+    (tmp_path / "monitor" / "notes.txt").write_text("")
+    refuse_shadows(tmp_path)
+
+
+def test_dry_run_shows_the_plan_and_touches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", spec_file(tmp_path), "--dry-run"]) == 0
+    assert "20 steps" in capsys.readouterr().err and not (tmp_path / "runs").exists()
