@@ -279,8 +279,9 @@ def retain(
     keep: int,
     every_nth_step: int | None = None,
     just_committed: Entry | None = None,
+    dry: bool = False,
 ) -> list[str]:
-    """Delete old checkpoints and what crashed attempts left; returns the prefixes deleted.
+    """Delete old checkpoints and what crashed attempts left; returns the prefixes deleted, or with `dry` those that would be.
 
     Kept: the newest `keep` commits, the newest that verifies, those of every nth step, and whatever the newest
     attempt is writing. Run it as an identity that may delete; the trainer's need not be.
@@ -302,8 +303,11 @@ def retain(
         spare -= {manifest_key(good.attempt, good.step)} if good else committed
     deleted = []
     for manifest in sorted(spare):
-        store.delete(manifest)  # first, so that what is half deleted can't verify
         prefix = manifest.removesuffix(".manifest.json") + "/"
+        if dry:
+            deleted.append(prefix)
+            continue
+        store.delete(manifest)  # first, so that what is half deleted can't verify
         for item in [*store.list(prefix), *store.list(parts_of(prefix))]:
             store.delete(item.key)
         deleted.append(prefix)

@@ -60,6 +60,7 @@ class Saver:
         self._folder, self._attempt, self._spec, self._rank, self._world = folder, attempt, spec, rank, world
         self._say, self._done, self.skipped = say, list[int](), 0
         """skipped: saves that were due while another was under way."""
+        self._said: int | None = None
         self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world)
 
     def save(self, engine: Any, step: int, *, wait: bool) -> bool:
@@ -80,7 +81,8 @@ class Saver:
             carrier.idle(PATIENCE_S * 2)
         elif _any(carrier.busy):
             self.skipped += 1
-            if self._rank == 0:
+            if self._rank == 0 and self._said != carrier.step:  # once for each that is late
+                self._said = carrier.step
                 self._say(
                     f"step {step}: no checkpoint, that of step {carrier.step} is still on its way after "
                     f"{carrier.seconds:.0f} s{carrier.how_far()}. {self.skipped} skipped so far: save less often, or closer by."
@@ -276,6 +278,7 @@ class Carriage:
             return self._tell({"step": step})
 
     def _upload(self, step: int, place: Path) -> None:
+        self._told = time.monotonic()
         prefix = prefix_of(self._attempt, step)
         home = self._folder.path / prefix
         files = {p.relative_to(place).as_posix(): p for p in sorted(place.rglob("*")) if p.is_file()}
@@ -329,7 +332,7 @@ class Carriage:
     def _moved(self, done: int, total: int) -> None:
         if time.monotonic() - self._told > PROGRESS_S:
             self._told = time.monotonic()
-            self._tell({"progress": f", {done / 1e9:.1f} of {total / 1e9:.1f} GB"})
+            self._tell({"progress": f", {done / 1e6:.0f} of {total / 1e6:.0f} MB"})
 
 
 def _watch_stop(folder: RunFolder) -> None:

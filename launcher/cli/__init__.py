@@ -24,6 +24,8 @@ MODULES = (
     "runs",
     "logs",
     "ending",
+    "janitor",
+    "export",
     "doctor",
     "ladder",
 )

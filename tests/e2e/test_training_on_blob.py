@@ -148,11 +148,18 @@ def test_a_run_killed_in_the_middle_goes_on_from_what_blob_has(
     assert newest.fields["step"] == STEPS and newest.attempt == 2
     shards = [k for k in keys if k.startswith(f"attempts/2/checkpoints/step-{STEPS}/")]
     assert len([k for k in shards if "optim_states" in k]) == 2, "every rank's shard is there"
+    done = losscast(cloud, "janitor", f"az://{ACCOUNT}/runs/team", "--every-nth", "80")
+    assert done.returncode == 0, done.stderr
+    left = {
+        k.split("/")[3].split(".")[0] for k in (item.key for item in store.list("attempts/")) if "/step-" in k
+    }
+    kept = {e.fields["step"] for e in log.commits() if e.fields["step"] % 80 == 0} | {STEPS}
+    assert left == {f"step-{step}" for step in kept} and len(done.stdout.splitlines()) > 0, done.stdout
     staged = [p for p in work.glob("staged/**/*") if p.is_file()]
     assert staged == [], "nothing stays behind on the machine but what a resume would use"
 
 
-def test_zero_3_saves_every_ranks_shards_without_waiting_for_the_upload(
+def test_zero_3_saves_every_ranks_shards_and_exports_the_weights_of_the_whole_model(
     cloud: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from launcher.checkpoints import newest_verified
@@ -170,3 +177,22 @@ def test_zero_3_saves_every_ranks_shards_without_waiting_for_the_upload(
         f"zero_pp_rank_{r}_mp_rank_00_model_states.pt" for r in range(2)
     ]
     assert len([n for n in names if "optim_states" in n]) == 2
+
+    from safetensors.torch import load_file
+
+    whole = start(spec_file(tmp_path, "whole", str(tmp_path / "runs"), zero=0, steps=60), cloud)
+    _, err = whole.communicate(timeout=300)
+    assert whole.returncode == 0, err[-2000:]
+    files = [tmp_path / "zero3.safetensors", tmp_path / "whole.safetensors"]
+    for place, file in zip(
+        (f"az://{ACCOUNT}/runs/team/az-zero3", str(tmp_path / "runs/whole")), files, strict=True
+    ):
+        done = losscast(cloud, "export", place, "-o", str(file), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["step"] == 60
+    sharded, direct = (load_file(file) for file in files)
+    assert sharded.keys() == direct.keys() and len(direct) > 5
+    for name, tensor in direct.items():
+        assert (sharded[name] - tensor).abs().max() < 1e-3, name
+    done = losscast(cloud, "export", f"az://{ACCOUNT}/runs/team/az-zero3", "-o", str(files[0]), "--step", "7")
+    assert done.returncode == 2 and "no checkpoint of that step" in done.stderr, done.stderr
