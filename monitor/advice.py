@@ -93,7 +93,8 @@ def advise(
     if worst is not None:
         action = "roll_back"
         what = "not finite" if worst.alert == "LossNonFinite" else "off its line for good"
-        onset = min([worst.since_step, *(c.step for c in causes if c.step is not None)])
+        unseen = max(0, int(outlook.get("every", 1.0)) - 1)  # steps a sparse log does not show
+        onset = min([worst.since_step - unseen, *(c.step for c in causes if c.step is not None)])
         first_call = open_now["LossOffLine"].step if "LossOffLine" in open_now else worst.step
         skip = (onset, max(onset, first_call if worst.alert == "LossDiverged" else worst.step))
         back = max((at for at in checkpoints if at < onset), default=None)

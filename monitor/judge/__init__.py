@@ -8,7 +8,10 @@ HOW TO CALL IT (the monitor service and `losscast replay` do the same)
     watch.observe_control(sample)               # the control run's sample, before ours of the same step
     watch.announce(step, "lr" | "data" | text)  # a planned change from this step on: its effect is not an anomaly
     watch.restarted(step, attempt)              # a new attempt goes on from `step`: continuity is checked from there
-    state = watch.state_dict()                  # plain JSON, at most 10 KB; Watch.from_state(settings, state, prediction=..., ...)
+    watch.checkpoint(step, ok)                  # one to go back to was committed, or (ok=False) did not verify
+    rows = watch.order.ready(attempt, rows)     # rows (seq, step, loss, ...) put in order, those that wait kept back
+    watch.price_per_hour = 32.0                 # what an hour costs, for the advice
+    state = watch.state_dict()                  # plain JSON, at most 10 KB (as compact JSON); Watch.from_state(settings, state, prediction=..., ...)
     watch.open_alerts()                         # tuple[Alert], the ones open now
     watch.advice()                              # monitor.verdict.Advice (Watch only: Judge knows nothing of advice)
 

@@ -45,7 +45,7 @@ NUMBERS = (
     "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
     "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
     "resume_level", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
-    "gaps", "newer", "older", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat",
+    "gaps", "newer", "older", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every",
 )  # fmt: skip
 
 
@@ -90,6 +90,8 @@ class Held:
     _val_step: float
     _val_apart: float
     _flat: float
+    _every: float
+    """Steps from the last sample but one to the last: what is seen at a step may have begun as many before it."""
 
     def __init__(
         self,
@@ -198,10 +200,11 @@ class Held:
         found = self.evidence.causes(alert.since_step, off)
         if found or alert.alert not in BY_DATA:
             return found
-        where = f"steps {alert.since_step} to {alert.step}"
+        first = alert.since_step - max(0, int(self._every) - 1)
+        where = f"steps {first} to {alert.step}"
         if self._tokens > 0 and self._step > 0:  # exact where every batch has the same size
             each = self._tokens / self._step
-            where += f", about tokens {each * max(0, alert.since_step - 1):.0f} to {each * alert.step:.0f}"
+            where += f", about tokens {each * max(0, first - 1):.0f} to {each * alert.step:.0f}"
         return (Cause("data_position", f"nothing else changed: look at the batches of {where}"),)
 
     def _worst(self) -> tuple[State, Alert] | None:

@@ -99,6 +99,8 @@ class Judge(Fast, Slow, Validation, Plateau):
         if self._samples == 0:
             self._first_step = float(step)
         self._samples += 1
+        if self._samples > 1:
+            self._every = step - self._step
         self._step, self._loss = float(step), x
         self._tokens = -1.0 if sample.tokens is None else sample.tokens
         if sample.time is not None:
@@ -212,6 +214,7 @@ class Judge(Fast, Slow, Validation, Plateau):
                 self.drift.count, self._val_count, self._gaps if self._gaps <= SPARSE else 0.0
             ),
             "loss": self._loss,
+            "every": self._every,
         }
         answer |= {"gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
         if share > 0 and self._time > self._first_time > 0 and step > self._time_step:

@@ -210,6 +210,15 @@ def test_a_roll_back_names_the_newest_checkpoint_before_the_onset_and_the_batche
         assert any("data_position" in e and "about tokens" in e for e in said.evidence)
 
 
+def test_a_sparse_log_goes_back_before_the_steps_it_does_not_show() -> None:
+    watch = Watch()
+    for i, loss in enumerate([9.2, 6.7, 5.9, 5.4, 5.1, 4.8, 4.5, 4.3, 4.1, 3.9, 3.8, 3.77, 3.88, 5.7]):
+        watch.observe(Sample(200 * (i + 1), loss))
+        watch.checkpoint(200 * (i + 1) - 100)
+    said = watch.advice()
+    assert (said.action, said.roll_back_to, said.skip) == ("roll_back", 2500, (2601, 2800))
+
+
 def test_a_cause_seen_before_the_loss_left_moves_the_onset() -> None:
     outlook = {"step": 500.0, "share": 0.5, "gap_samples": 0.0, "gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
     alert = Alert("LossDiverged", "critical", 480, 431, 9.0, 3.0)
