@@ -35,7 +35,7 @@ from monitor.anneal import Schedule
 from monitor.fit import fit
 from monitor.fit_chinchilla import bootstrap_plain, fit_plain
 from monitor.points import Curves, Points, read_curves, read_points
-from monitor.prediction import predict
+from monitor.prediction import WIDE, predict
 from monitor.table import read_table
 from monitor.task import fit_link
 
@@ -98,7 +98,7 @@ def bench_final(ratios: tuple[int, ...] = (100, 300, 1000, 8000)) -> list[dict]:
                     rows.append({"source": name, "family": family(name), "ratio": ratio, "window": window, "seen": tuned_on(name),
                                  "loss": loss, "error": q.p50 / loss - 1, "inside": q.p05 <= loss <= q.p95,
                                  "arms": abs(float(np.log(q.p50 / loss))) / float(arm),
-                                 "width": (q.p95 - q.p05) / loss, "identifiable": law.identifiable})  # fmt: skip
+                                 "width": (q.p95 - q.p05) / loss, "identifiable": law.identifiable and (q.p95 - q.p05) / q.p50 <= WIDE})  # fmt: skip
         print(f"  {name}", file=sys.stderr, flush=True)
     for ratio in ratios:
         for label, chosen in (("all", (True, False)), ("not seen", (False,))):

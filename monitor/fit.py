@@ -18,7 +18,14 @@ from monitor.fit_anneal import fit_curves
 from monitor.fit_chinchilla import bootstrap_plain, fit_plain
 from monitor.fit_clean import asked_out, clean, ends
 from monitor.fit_members import Runs, draw, fit_mode
-from monitor.fit_weights import DRIFT, forms_for, share_for, sizes_near, stretch, try_inside, weigh
+from monitor.fit_weights import (
+    DRIFT,
+    SIZES,
+    choose,
+    share_for,
+    sizes_near,
+    stretch,
+)
 from monitor.law import PARAMETERS, Law, Member, log_loss
 from monitor.points import Curves, Points
 from monitor.table import FloatArray
@@ -81,6 +88,8 @@ def fit(
         )
     if form == "chinchilla":
         return _plain(points, shape, conventions, seed)
+    if sized:
+        points = _of_one_size(points, include)
     law = _mixed(points, form, shape, conventions, seed, sized, effort)
     return _as_curve_law(law) if form == "curve" else law
 
@@ -186,10 +195,9 @@ def _mixed(
     effort: int,
 ) -> Law:
     runs = Runs.of(points)
+    sizes = sizes_near(runs) if sized else SIZES
     start = time.perf_counter()
-    names = forms_for(runs, form, sized)
-    trials = [try_inside(name, runs) for name in names]
-    weights = weigh(trials, len(runs))
+    names, trials, weights = choose(runs, form, sized)
     fits = [fit_mode(name, runs) for name in names]
     seconds = time.perf_counter() - start
     drawn = [draw(f, seed=seed, effort=effort) for f in fits]
@@ -209,7 +217,9 @@ def _mixed(
         _spans(points),
         _floors(names, drawn, weights),
         E_LOOSE_EASED if "eased" in names else E_LOOSE,
-        "" if not sized or sizes_near(runs) > 1 else "the runs near the frontier are of one size",
+        ""
+        if sizes >= SIZES
+        else f"the runs near the frontier are of {'one size' if sizes == 1 else 'two sizes'}",
         *_held_back(names, drawn, weights),
     )
     return Law(
@@ -240,6 +250,25 @@ def _floors(names: list[str], drawn: list[tuple[FloatArray, FloatArray]], weight
         if name != "bent"
     ]
     return np.concatenate(parts) if parts else np.ones(1)
+
+
+def _of_one_size(points: Points, include: Collection[str]) -> Points:
+    """Where all runs near the frontier are of one size, only those of that size: a few bad ones of another tell a wrong tale of size."""
+    runs = Runs.of(points)
+    if sizes_near(runs) > 1:
+        return points
+    excess = runs.excess()
+    own = runs.ln_params[int(np.argmin(excess))]
+    kept = np.array([run in include for run in points.run]) | (np.abs(runs.ln_params - own) < 0.1)
+    return points.keep(
+        kept,
+        {
+            int(
+                i
+            ): f"{np.expm1(excess[i]):.0%} worse than a run of other size and no more compute; too few like it to learn from"
+            for i in np.flatnonzero(~kept)
+        },
+    )
 
 
 def _held_back(

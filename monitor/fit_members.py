@@ -4,7 +4,8 @@ Every form is written about the runs' centre, its parts there as shares of the l
 N, D, C or the loss nor its scale matters. Residuals of ln loss are Student t with 4 degrees of freedom, their
 scale fitted with the rest; a run off the frontier counts less, since every form is wrongest there, and so does a
 run far below the largest, since it is the line's end that is extrapolated. Priors
-(normal, on the logarithm where it says ln):
+(normal, on the logarithm where it says ln; those of a line's share and exponent with the tails of a Student t, so that
+runs of another kind than text are heard):
 
     ln exponent of N or D    ln 0.35, sd 0.4    exponents published for language models lie in 0.2 to 0.7
     ln exponent of C         ln 0.13, sd 0.2    alpha beta / (alpha + beta) of those; sd 0.4 for the plain frontier
@@ -86,6 +87,11 @@ _STARTS: dict[str, list[tuple[float, ...]]] = {
 }
 
 
+def _tails(z: FloatArray) -> FloatArray:
+    """Minus twice the log density of a Student t: z**2 where small, and far out next to nothing for each step on."""
+    return (_DF + 1) * np.log1p(z**2 / _DF)
+
+
 @dataclass(frozen=True)
 class Form:
     """A form with its priors and the runs it is to fit. Coordinates z are (k, p), the last one ln residual scale."""
@@ -117,6 +123,12 @@ class Form:
         """Means and sds (p,), the residual scale's at the end."""
         means, sds = np.array([*_PRIORS[self.name], _NOISE], float).T
         return means, sds
+
+    @property
+    def tailed(self) -> NDArray[np.bool_]:
+        """(p - 1,) true where the prior has the tails of a Student t: share and exponent of the line."""
+        at = np.arange(len(_PRIORS[self.name]))
+        return (at > 0) & (at < 3) & (self.name not in ("chinchilla", "bent"))
 
     def natural(self, z: FloatArray) -> FloatArray:
         """The form's own parameters (k, q), as in `monitor.law`, at coordinates (k, p)."""
@@ -161,7 +173,9 @@ class Form:
         with np.errstate(all="ignore"):
             scale = np.exp(z[:, -1:])
             likelihood = -0.5 * (_DF + 1) * np.log1p((self.residual(z) / scale) ** 2 / _DF) - z[:, -1:]
-            return likelihood.sum(axis=1) - 0.5 * (((z - means) / sds) ** 2).sum(axis=1)
+            prior = (z - means) / sds
+            tailed = np.append(self.tailed, False)
+            return likelihood.sum(axis=1) - 0.5 * np.where(tailed, _tails(prior), prior**2).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -185,7 +199,9 @@ class Fitted:
         around = np.concatenate([z[None], z + step * np.eye(z.size), z - step * np.eye(z.size)])
         r = form.residual(around) / np.exp(self.z[-1])
         slopes = (r[1 : z.size + 1] - r[z.size + 1 :]) / (2 * step)
-        precision = (slopes * (_DF + 1) / (_DF + r[0] ** 2)) @ slopes.T + np.diag(form.prior[1][:-1] ** -2.0)
+        means, sds = (v[:-1] for v in form.prior)
+        pull = np.where(form.tailed, (_DF + 1) / (_DF + ((z - means) / sds) ** 2), 1.0) / sds**2
+        precision = (slopes * (_DF + 1) / (_DF + r[0] ** 2)) @ slopes.T + np.diag(pull)
         values = self._at(form.natural(around), runs)
         moves = (values[1 : z.size + 1] - values[z.size + 1 :]) / (2 * step)
         variance = np.einsum("in,in->n", moves, np.linalg.solve(precision, moves))
@@ -209,7 +225,8 @@ def fit_mode(name: str, runs: Runs, turns: int = 3) -> Fitted:
         r = np.sign(r) * np.sqrt(
             (_DF + 1) * np.log1p(np.minimum(np.nan_to_num(r * r, nan=1e12, posinf=1e12), 1e12) / _DF)
         )
-        return np.concatenate([r, (z - means) / sds])
+        prior = (z - means) / sds
+        return np.concatenate([r, np.where(form.tailed, np.sign(prior) * np.sqrt(_tails(prior)), prior)])
 
     for _ in range(turns):
         starts = [means + np.asarray(s) for s in _STARTS[name]] if best is None else [best]

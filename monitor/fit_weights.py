@@ -18,11 +18,14 @@ CUTS = (0.35, 0.5, 0.7)
 """Where the span of ln compute is cut; a form sees what is below, and is scored above."""
 NEAR = 0.03
 """Excess over the frontier, ln loss, up to which a run is scored."""
-FLOOR = 0.003
-"""Error, ln loss, below which forms count as equally good."""
+FLOOR, POWER = 0.003, 1.5
+"""Error, ln loss, below which forms count as equally good; and with which power of it they count less."""
+JOINS, FLOOR_JOINED, POWER_JOINED = 0.5, 0.0003, 3.0
+"""The Chinchilla form counts among the others where its error inside is under this share of theirs: on runs that truly
+follow it. Forms then count by finer differences."""
 MANY, FLOOR_FEW = 8, 0.03
 """Below so many runs, errors inside are mostly the runs' own noise, and forms count nearly the same."""
-DRIFT, DRIFT_FEW = 0.10, 0.20
+DRIFT, DRIFT_FEW = 0.125, 0.20
 """sd of the true line about the law, as a share of the fall in ln loss that is foretold; the latter for fewer than MANY runs
 or SIZES sizes."""
 SIZES = 3
@@ -100,10 +103,21 @@ def try_inside(name: str, runs: Runs) -> Trial:
     return Trial(tuple(cuts))
 
 
-def weigh(trials: Sequence[Trial], count: int) -> FloatArray:
-    """Weights (m,), summing to 1: the forms' errors inside the runs to the power -1.5. `count` runs; few of them hardly tell."""
-    floor = FLOOR if count >= MANY else FLOOR_FEW
-    weights = np.array([(t.error() ** 2 + floor**2) ** -0.75 for t in trials])
+def choose(runs: Runs, form: str, sized: bool) -> tuple[list[str], list[Trial], FloatArray]:
+    """The forms that count, how each did inside the runs, and their weights (m,), which sum to 1."""
+    names = forms_for(runs, form, sized)
+    trials = [try_inside(name, runs) for name in names]
+    if "chinchilla" not in names and "eased_valley" in names:
+        plain = try_inside("chinchilla", runs)
+        if plain.cuts and plain.error() < JOINS * min(t.error() for t in trials):
+            trials = [plain, *trials]
+            return ["chinchilla", *names], trials, weigh(trials, FLOOR_JOINED, POWER_JOINED)
+    return names, trials, weigh(trials, FLOOR if len(runs) >= MANY else FLOOR_FEW, POWER)
+
+
+def weigh(trials: Sequence[Trial], floor: float, power: float) -> FloatArray:
+    """Weights (m,), summing to 1, that fall with a power of the forms' errors inside the runs."""
+    weights = np.array([(t.error() ** 2 + floor**2) ** (-power / 2) for t in trials])
     return weights / weights.sum()
 
 

@@ -31,6 +31,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "model_size",
         "param_count",
         "model_params",
+        "size",
+        "non_embedding_params",
     ),
     "tokens": (
         "tokens",

@@ -23,6 +23,8 @@ from monitor.law import Law, Quantiles, digest_of, read_json
 from monitor.task import metric_quantiles
 
 VERSION = 1
+WIDE = 0.15
+"""Width of a 90% interval, as a share of the loss, from which on a run is called not identifiable."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,16 @@ def predict(
     step_sd = None
     if line is not None and batch_tokens is not None and borrowed is not None and borrowed["unit_sd"] > 0:
         step_sd = borrowed["unit_sd"] / math.sqrt(batch_tokens)
-    smallest = law.range()["flops"][1]
+    largest = law.range()["flops"][1]
+    why = "; ".join(filter(None, [law.why, _too_wide(final)]))
     body = {
         "losscast_prediction": VERSION,
         "final_loss": final.to_dict(),
         "metric": metric_quantiles(law.task, *law.log_draws(params, tokens, flops)) if law.task else None,
-        "identifiable": law.identifiable,
-        "why": law.why,
+        "identifiable": law.identifiable and not why,
+        "why": why,
         "in_range": law.covers(params, tokens, compute),
-        "extrapolation": {"flops_ratio": compute / smallest},
+        "extrapolation": {"flops_ratio": compute / largest},
         "curve": line,
         "step_sd": step_sd,
         "params": params,
@@ -149,6 +152,16 @@ def predict(
         "made_at": time.time() if made_at is None else made_at,
     }
     return Prediction(body)
+
+
+def _too_wide(final: Quantiles) -> str:
+    """Words for an interval that tells little; empty for one that tells something."""
+    width = (final.p95 - final.p05) / final.p50
+    return (
+        f"the 90% interval is {width:.0%} of the loss wide: the runs do not tell a run so far off"
+        if width > WIDE
+        else ""
+    )
 
 
 def _annealed(

@@ -151,7 +151,8 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         print(law.fit["best_form"])
         for name, value in law.parameters.items():
             error = law.standard_errors.get(name)
-            print(f"{name:>6} {value:<12.6g}" + (f" ({error:.2g})" if error is not None else ""))
+            known = error is not None and error > 1e-9 * abs(value)  # `x` and `top` are marks, not estimates
+            print(f"{name:>6} {value:<12.6g}" + (f" ({error:.2g})" if known else ""))
         count = (
             len(law.curve["anneal"]["runs"]) if law.form == "curve" and law.curve else len(law.runs["run"])
         )
