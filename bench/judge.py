@@ -31,6 +31,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -386,7 +387,48 @@ def advice(data: Path) -> list[dict[str, Any]]:
     speedrun = [(steps, held, None) for steps, held in recipes(read_samples(data / "speedrun_val.csv"))]
     curves = read_curves(data / "parameter_golf.csv", where={"kind": "val_loss"}).runs
     small = golf({curve.run: list(samples_of(curve)) for curve in curves})
-    return [{"set": "speedrun_val", **told(speedrun)}, {"set": "parameter_golf", **told(small)}]
+    return [
+        {"set": "speedrun_val", **told(speedrun)},
+        {"set": "parameter_golf", **told(small)},
+        {"set": "perstep_seeds", **every_step(read_samples(data / "perstep_seeds.csv"))},
+    ]
+
+
+def every_step(runs: Runs) -> dict[str, Any]:
+    """Final loss of runs logged at every step, each against the smoothed others of its record; the end is the mean of
+    the last 60 samples."""
+    held = [run for run in runs.values() if len(run) == 1530]
+    sums = [[0.0, *accumulate(s.loss for s in run)] for run in held]
+    at = [*range(30, 1500, 10), 1500]
+
+    def mean(run: int, i: int) -> float:
+        return (sums[run][min(1530, i + 30)] - sums[run][i - 30]) / (min(1530, i + 30) - i + 30)
+
+    errors: dict[float, list[float]] = defaultdict(list)
+    inside: dict[float, int] = Counter()
+    false: Counter[str] = Counter()
+    for k, run in enumerate(held):
+        rest = [j for j in range(len(held)) if j != k]
+        middle = [median(mean(j, i) for j in rest) for i in at]
+        spread = [stdev(mean(j, i) for j in rest) * student(len(rest) - 1) for i in at]
+        steps = [*(run[i].step for i in at[:-1]), run[-1].step]
+        watch, marks, end = (
+            Watch(prediction=prediction_of(steps, middle, spread)),
+            [0.25, 0.5, 0.75],
+            mean(k, 1500),
+        )
+        for n, sample in enumerate(run, 1):
+            false.update(a.alert for a in watch.observe(sample).opened)
+            if marks and n >= marks[0] * len(run) and (said := watch.advice().final_loss):
+                mark = marks.pop(0)
+                errors[mark].append(abs(said["p50"] - end))
+                inside[mark] += said["p05"] <= end <= said["p95"]
+    return {
+        "runs": len(held),
+        **{f"MAE at {int(100 * m)}%": fmean(e) for m, e in errors.items()},
+        **{f"90% interval holds at {int(100 * m)}%": inside[m] / len(e) for m, e in errors.items()},
+        "false alerts": dict(false),
+    }
 
 
 def drift_beside_control(runs: Runs) -> dict[str, Any]:

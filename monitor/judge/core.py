@@ -52,6 +52,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         if self._samples == 0:
             return
         self.evidence.resumed(step)
+        self.checkpoints = [at for at in self.checkpoints if at <= step]  # what came after is superseded
         self._rewound = 1.0
         if step < self._step:
             self._step = float(step)
