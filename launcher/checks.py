@@ -76,6 +76,12 @@ def _shape(spec: RunSpec) -> Iterator[Problem]:
                 "scales rates by the built-in gpt's width, and this run trains a model of its own. "
                 "Leave lr_base_width out.",
             )
+        if gpt.args and gpt.is_script != isinstance(gpt.args, tuple):
+            takes = "a script takes a list, as on a command line: args: [--epochs, 3]"
+            yield Problem(
+                ("workload.args", "workload.entrypoint"),
+                takes + "." if gpt.is_script else "a function takes a mapping: args: {epochs: 3}.",
+            )
         return
     if gpt.width % gpt.heads:
         yield Problem(

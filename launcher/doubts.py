@@ -126,8 +126,16 @@ def not_yet(spec: RunSpec) -> list[Problem]:
 def refused(spec: RunSpec) -> list[Problem]:
     """What can be planned, and what `submit` refuses in this version."""
     found = []
-    if isinstance(spec.workload, Entrypoint):
+    if (
+        isinstance(spec.workload, Entrypoint)
+        and spec.workload.is_script
+        and spec.policy.on_divergence == "rollback"
+    ):
         found.append(
-            Problem(("workload.entrypoint",), "this version trains its own gpt only; submit will refuse.")
+            Problem(
+                ("policy.on_divergence", "workload.entrypoint"),
+                "a script keeps its own checkpoints, and losscast has none to roll it back to; submit will refuse. "
+                "Set on_divergence to recommend, or give a function that saves through its `run`.",
+            )
         )
     return found

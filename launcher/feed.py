@@ -37,6 +37,7 @@ class TextFeed:
 
     def __init__(self, tokens: Tokens, context: int, seed: int) -> None:
         self._tokens, self._context, self._seed = tokens, context, seed
+        self.vocab = tokens.vocab
         self.holdout = max(0, (tokens.holdout.size - 1) // context)
 
     def train(self, first: int, count: int) -> Arrays:
@@ -52,24 +53,33 @@ class TextFeed:
 
 def feed_for(spec: RunSpec, cache: Path) -> Feed:
     """What the spec's `data` names, opened. Raises WrongInput where it is missing or does not fit the workload."""
+    feed = text_feed(spec, cache)
     workload = spec.workload
-    if spec.data is None or not isinstance(workload, Gpt):
+    vocab = workload.vocab if isinstance(workload, Gpt) else None
+    if vocab is not None and feed.vocab > vocab:
         raise WrongInput(
-            "data: the gpt workload needs a corpus. Set data.path to a prepared folder, or to stdlib."
+            f"workload.vocab: {vocab} is less than the corpus's {feed.vocab}. Set it to that or more."
         )
-    tokens = tokens_for(spec.data.path, cache)
-    _same_tokenizer(spec.data, tokens)
-    if tokens.vocab > (workload.vocab or 256):
+    if feed.holdout < 1:
         raise WrongInput(
-            f"workload.vocab: {workload.vocab} is less than the corpus's {tokens.vocab}. Set it to that or more."
-        )
-    feed = TextFeed(tokens, workload.context, spec.train.seed)
-    if tokens.sequences(workload.context) < 1 or feed.holdout < 1:
-        raise WrongInput(
-            f"data.path: {spec.data.path} has {tokens.train.size} training tokens and {tokens.holdout.size} held out, too "
-            f"few for one sequence of {workload.context} and its next token in each. Use more text, or a shorter context."
+            f"data.path: of {spec.data.path if spec.data else ''} too few tokens are held out for one sequence of "
+            f"{spec.context} and its next token. Use more text, or a shorter context."
         )
     return feed
+
+
+def text_feed(spec: RunSpec, cache: Path) -> TextFeed:
+    """Sequences of the spec's context from its prepared corpus. Raises WrongInput where there are none."""
+    if spec.data is None:
+        raise WrongInput("data: there is none to read. Set data.path to a prepared folder, or to stdlib.")
+    tokens = tokens_for(spec.data.path, cache)
+    _same_tokenizer(spec.data, tokens)
+    if tokens.sequences(spec.context) < 1:
+        raise WrongInput(
+            f"data.path: {spec.data.path} has {tokens.train.size} training tokens, too few for one sequence of "
+            f"{spec.context} and its next token. Use more text, or a shorter context."
+        )
+    return TextFeed(tokens, spec.context, spec.train.seed)
 
 
 def _same_tokenizer(data: Data, tokens: Tokens) -> None:

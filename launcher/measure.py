@@ -81,7 +81,7 @@ def _rank(spec: RunSpec) -> int:
     torch.set_num_threads(1)
     assert isinstance(spec.workload, Gpt)
     data = spec.to_dict()
-    small = {**data["workload"], "layers": 1, "width": 2 * spec.workload.heads, "vocab": 256}
+    small = {**data["workload"], "layers": spec.parallel.pp, "width": 2 * spec.workload.heads, "vocab": 256}
     _train(RunSpec.from_dict({**data, "workload": small}))  # libraries load here
     gc.collect()
     if torch.cuda.is_available():

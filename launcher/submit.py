@@ -22,7 +22,8 @@ from launcher.output import job_log
 from launcher.remote import ask_to_stop as ask_there
 from launcher.remote import publish, refresh
 from launcher.runfolder import RunFolder, read_json, write_whole
-from launcher.spec import RunSpec
+from launcher.spec import Entrypoint, RunSpec
+from launcher.userrun import WORKING_DIR
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 AWAY_S = 60.0
@@ -86,6 +87,8 @@ def submit(
     for name in ("LOSSCAST_CACHE", "LOSSCAST_WORK", "LOSSCAST_AZ_ENDPOINT"):
         if os.environ.get(name):
             variables[name] = os.environ[name]
+    if isinstance(spec.workload, Entrypoint):  # imported where the job was submitted from
+        variables.setdefault(WORKING_DIR, os.getcwd())
     handed = ray_job(spec, folder.address, job, python=sys.executable, env=variables)
     done = Submission(spec.name, job, dashboard, folder.address)
     # before the job: who dies in between leaves a submission that no cluster knows, and never a job nobody knows

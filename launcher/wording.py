@@ -254,7 +254,7 @@ def _pattern(value: str, path: str, such: str) -> str:
             f"not starting with a hyphen.{instead}"
         )
     if path == "workload.entrypoint":
-        return f"need module:function; got {_shown(value)}.{such}"
+        return f"need module:function, or a script's path such as train.py; got {_shown(value)}.{such}"
     if path == "cluster.to":
         close = difflib.get_close_matches(value.lower(), ["local", "kuberay"], 1, 0.6)
         return f"need {EXAMPLES[path]}; got {_shown(value)}." + (

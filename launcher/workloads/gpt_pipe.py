@@ -153,12 +153,17 @@ class PipedGPT(PipelineModule):
         return found
 
     def groups(self, base_width: int | None, weight_decay: float) -> list[dict]:
-        """Optimizer groups of this stage: its blocks' matrices, and what is around them."""
+        """Optimizer groups of this stage: its blocks' matrices, and what is around them. Two on every stage, since ZeRO's
+        norm of the gradients meets all stages once a group: a stage in the middle parts its matrices in two."""
         named = list(self.names().items())
-        return parameter_groups(
+        groups = parameter_groups(
             [p for n, p in named if n.startswith("blocks")],
             [p for n, p in named if not n.startswith("blocks")],
             self.shape.width,
             base_width,
             weight_decay,
         )
+        if len(groups) == 1:
+            (whole,) = groups
+            groups = [{**whole, "params": part} for part in (whole["params"][:1], whole["params"][1:])]
+        return groups
