@@ -21,7 +21,7 @@ from launcher.jobs import ray_job
 from launcher.output import job_log
 from launcher.remote import ask_to_stop as ask_there
 from launcher.remote import publish, refresh
-from launcher.runfolder import RunFolder, read_json, write_whole
+from launcher.runfolder import RunFolder, last_step, read_json, write_whole
 from launcher.spec import Entrypoint, RunSpec
 from launcher.userrun import WORKING_DIR
 
@@ -165,7 +165,7 @@ def refuse_other(folder: RunFolder, spec: RunSpec) -> None:
             f"{spec.name}: is finished (loss {result.get('loss')}, {folder.path}). Submit under another name to train again."
         )
     changed = [k for k, v in spec.to_dict().items() if old is not None and k not in FREE and old.get(k) != v]
-    if changed and folder.attempts():
+    if changed and any(last_step(folder, attempt) for attempt in folder.attempts()):
         raise WrongInput(
             f"{spec.name}: began with another {', '.join(changed)} ({folder.spec}), and a run does not change what it trains. "
             f"Put {'it' if len(changed) == 1 else 'them'} back to resume it, or submit under another name."

@@ -95,10 +95,23 @@ def test_a_finished_run_and_another_model_under_its_name_are_refused(
     assert main(["submit", path, "--yes"]) == 2
     assert "is finished" in capsys.readouterr().err
     folder.attempt(1).mkdir(parents=True)
+    folder.curve(1).write_text("run,step,tokens\ntiny,1,256\n")
     changed = Path(path).read_text().replace("width: 8", "width: 16")
     Path(path).write_text(changed)
     assert main(["submit", path, "--yes"]) == 2
     assert "began with another workload" in capsys.readouterr().err
+
+
+def test_a_run_that_never_made_a_step_may_be_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever mistyped a path mends it and submits again, under the same name."""
+    path = spec_file(tmp_path)
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    write_whole(folder.spec, {**read_spec(path).to_dict(), "data": {"path": "/mistyped"}})
+    folder.attempt(1).mkdir(parents=True)
+    assert main(["submit", path, "--yes"]) == 1
+    assert "no Ray cluster" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("there", ["launcher.py", "monitor/__init__.py", "infra.abi3.so"])
