@@ -8,7 +8,7 @@ Protocol
               table is of other runs and of run 0, the only 0.5M-token batch there is.
   faults      put into healthy runs from a step on, at starts spread over the run after its first tenth; the delay is
               from the fault's first step to the first warning, found means within 300 steps, and an alert before the
-              fault counts as a false one, not as found.
+              fault counts as a false one, not as found. As large: a shift of as many sigmas in all other runs.
   control     runs of one record share their data order: one is the run, the next the control.
   drift       from 20% of the run the loss rises linearly to 0.5% above its end, against a control or a prediction of the
               same recipe; the figure is the share of the final excess that had accrued at the call.
@@ -174,6 +174,29 @@ def delays(samples: Sequence[Sample], fault: Callable[[int], float], starts: Seq
     }  # fmt: skip
 
 
+def as_large(single: Runs, every: int = 150) -> dict[str, Any]:
+    """A shift as large in the noise of other runs as +0.05 is in that of the 0.5M-token run, which has few starts."""
+
+    def noise(run: str) -> float:
+        held = sorted(abs(r) for r in pool(single[run]))
+        return 1.4826 * held[len(held) // 2]
+
+    shift, trials, found, first = 0.05 / noise("0"), 0, 0.0, []
+    for run in [name for name in single if name not in CALIBRATED_ON and len(single[name]) > 3000]:
+        samples = single[run]
+        own = shift * noise(run)
+        row = delays(samples, lambda d, own=own: own, range(len(samples) // 10, len(samples) - 320, every))
+        trials += row["starts"]
+        found += row["found"] * row["starts"]
+        first.append(row["median"])
+    return {
+        "sigmas": shift,
+        "starts": trials,
+        "found": found / trials,
+        "median of the runs' medians": median(first),
+    }
+
+
 def peers_delays(
     samples: Sequence[Sample], fault: Callable[[int], float], starts: Sequence[int]
 ) -> dict[str, tuple[float, float | None]]:
@@ -247,7 +270,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--surrogate-steps", type=int, default=1_000_000)
     parser.add_argument(
-        "--only", help="one of healthy, budgets, young, faults, control, drift, blowup, advice, cost"
+        "--only",
+        help="one of healthy, budgets, young, faults, as large, control, drift, blowup, advice, cost",
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -275,6 +299,7 @@ def main() -> int:
         "budgets": lambda: budgets(single, args.surrogate_steps),
         "young": lambda: young(single),
         "faults": faults,
+        "as large": lambda: as_large(single),
         "control": lambda: with_control(read_samples(data / "perstep_seeds.csv")),
         "blowup": lambda: blow_up(data),
         "drift": lambda: drift_beside_control(read_samples(data / "perstep_seeds.csv")),
