@@ -88,6 +88,12 @@ def advise(
         evidence.append(f"finishing costs another {hours:.1f} h and {money:.0f} in money")
     action: Action = "continue"
     worst = open_now.get("LossNonFinite") or open_now.get("LossDiverged")
+    if worst is not None and worst.alert == "LossNonFinite" and outlook.get("validation_broken"):
+        evidence.append(
+            f"the validation loss is not finite since step {worst.since_step} and the training loss is: look at the "
+            "evaluation, and evaluate the last checkpoint again; there is nothing to roll back yet"
+        )
+        worst = open_now.get("LossDiverged")
     back: int | None = None
     skip: tuple[int, int] | None = None
     if worst is not None:

@@ -216,6 +216,7 @@ class Judge(Fast, Slow, Validation, Plateau):
             ),
             "loss": self._loss,
             "every": self._every,
+            "validation_broken": self._val_bad if math.isfinite(self._loss) else 0.0,
         }
         answer |= {"gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
         if share > 0 and self._time > self._first_time > 0 and step > self._time_step:

@@ -82,6 +82,11 @@ def test_a_validation_that_is_no_number_is_critical_until_one_is_again(bad: floa
     alerts = replay(broken)["alerts"]
     assert [(a["alert"], a["severity"], a["step"]) for a in alerts] == [("LossNonFinite", "critical", 1000)]
     assert alerts[0]["resolved_step"] == 1101
+    watch = Watch()
+    for s in broken[:1001]:
+        watch.observe(s)
+    said = watch.advice()
+    assert said.action == "continue" and "look at the evaluation" in said.evidence[-1]
 
 
 def test_a_validation_says_where_the_run_is_better_than_noisy_training_samples() -> None:
