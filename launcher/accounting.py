@@ -33,15 +33,17 @@ class Parameters:
     attention: int
     mlp: int
     head: int
+    patches: int = 0
+    """The matrix that embeds an image's patches."""
 
     @property
     def blocks(self) -> int:
-        """Those of the transformer blocks: all but embedding, positions and head."""
+        """Those of the transformer blocks: all but embeddings, positions and head."""
         return self.attention + self.mlp
 
     @property
     def total(self) -> int:
-        return self.embedding + self.positions + self.blocks + self.head
+        return self.embedding + self.positions + self.patches + self.blocks + self.head
 
 
 def gpt_parameters(gpt: Gpt) -> Parameters:
@@ -55,6 +57,7 @@ def gpt_parameters(gpt: Gpt) -> Parameters:
         attention=gpt.layers * 4 * w * w,
         mlp=gpt.layers * 2 * gpt.mlp_ratio * w * w,
         head=0 if gpt.tied else gpt.vocab * w,
+        patches=gpt.patch**2 * w if gpt.patch else 0,
     )
 
 

@@ -100,10 +100,23 @@ def _shape(spec: RunSpec) -> Iterator[Problem]:
             ("workload.kind", "data"),
             "a gpt reads data. Add data: {path: ./corpus} (or stdlib).",
         )
-    elif spec.data.path == "stdlib" and spec.data.tokenizer != "bytes":
+    elif (spec.data.path == "digits") != (gpt.patch is not None):
+        yield Problem(
+            ("data.path", "workload.patch"),
+            "digits are images, and this model reads text alone. Set workload.patch to 2, or data.path to a corpus."
+            if gpt.patch is None
+            else f"patch is for images, and {spec.data.path} is text. Leave patch out, or set data.path to digits.",
+        )
+    elif gpt.patch is not None and gpt.context <= (8 // gpt.patch) ** 2:
+        yield Problem(
+            ("workload.context", "workload.patch"),
+            f"an image takes {(8 // gpt.patch) ** 2} positions, and context {gpt.context} leaves none for text. "
+            f"Set context to {(8 // gpt.patch) ** 2 + 32}.",
+        )
+    elif spec.data.path in ("stdlib", "digits") and spec.data.tokenizer != "bytes":
         yield Problem(
             ("data.path", "data.tokenizer"),
-            f"stdlib is read as bytes, and the tokenizer is {spec.data.tokenizer}. Set tokenizer to bytes.",
+            f"{spec.data.path} is read as bytes, and the tokenizer is {spec.data.tokenizer}. Set tokenizer to bytes.",
         )
     elif gpt.vocab is None:
         yield Problem(
@@ -318,7 +331,7 @@ def _places(spec: RunSpec) -> Iterator[Problem]:
                 f"{url!r} is not az://account/container/prefix: account is 3 to 24 lower-case letters and digits, "
                 "container 3 to 63 of them and hyphens.",
             )
-        elif remote and not url.startswith(("az://", "/")) and url != "stdlib":
+        elif remote and not url.startswith(("az://", "/")) and url not in ("stdlib", "digits"):
             if key == "data.path" and spec.kubernetes and spec.kubernetes.working_dir:
                 continue  # travels with the working directory
             yield Problem(

@@ -91,7 +91,7 @@ def _surroundings(spec: RunSpec) -> Iterator[Problem]:
     if spec.cluster.to.startswith(("ray://", "http")):
         places = {"checkpoints.url": spec.checkpoints.url, "data.path": spec.data.path if spec.data else "/"}
         for key, url in places.items():
-            if not url.startswith(("az://", "/", "~")) and url != "stdlib":
+            if not url.startswith(("az://", "/", "~")) and url not in ("stdlib", "digits"):
                 yield Problem(
                     (key, "cluster.to"),
                     f"{url!r} is relative: your machine resolves it, and the cluster at {spec.cluster.to} must have the "

@@ -51,6 +51,7 @@ def shape_of(workload: Gpt) -> GPTShape:
         mlp_ratio=workload.mlp_ratio,
         positions=workload.positions,
         tied=workload.tied,
+        patch_values=workload.patch**2 if workload.patch else 0,
     )
 
 

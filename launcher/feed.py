@@ -53,8 +53,12 @@ class TextFeed:
 
 def feed_for(spec: RunSpec, cache: Path) -> Feed:
     """What the spec's `data` names, opened. Raises WrongInput where it is missing or does not fit the workload."""
-    feed = text_feed(spec, cache)
     workload = spec.workload
+    if isinstance(workload, Gpt) and workload.patch is not None:
+        from launcher.images import DigitFeed, load_digits
+
+        return DigitFeed(load_digits(), workload.patch, workload.context, spec.train.seed)
+    feed = text_feed(spec, cache)
     vocab = workload.vocab if isinstance(workload, Gpt) else None
     if vocab is not None and feed.vocab > vocab:
         raise WrongInput(

@@ -22,9 +22,14 @@ MOST_RANKS = 8
 
 def measured_peaks(spec: RunSpec, timeout_s: float = 300.0) -> list[int]:
     """Peak bytes of each rank. Raises WrongInput for what can't be measured on one machine, Failed when a rank fails."""
-    if not isinstance(spec.workload, Gpt) or spec.ranks > MOST_RANKS or spec.cluster.nodes.max > 1:
+    if (
+        not isinstance(spec.workload, Gpt)
+        or spec.workload.patch
+        or spec.ranks > MOST_RANKS
+        or spec.cluster.nodes.max > 1
+    ):
         raise WrongInput(
-            f"--measure: only a gpt on one machine, with at most {MOST_RANKS} ranks, can be measured"
+            f"--measure: only a gpt of text on one machine, with at most {MOST_RANKS} ranks, can be measured"
         )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -75,7 +75,7 @@ def stage_parameters(spec: RunSpec) -> list[int] | None:
     layers = spec.workload.layers
     per_layer = parts.blocks // layers
     stages = [per_layer * n for n in stage_layers(spec)]
-    stages[0] += parts.embedding + parts.positions
+    stages[0] += parts.embedding + parts.positions + parts.patches
     stages[-1] += parts.head or (parts.embedding if pp > 1 else 0)
     return stages
 

@@ -76,6 +76,8 @@ class Gpt(Part):
     """The output head is the token embedding."""
     mlp_ratio: Annotated[Positive, Field(le=64)] = 4
     """Hidden features of the feed-forward layer, over `width`."""
+    patch: Literal[1, 2, 4] | None = None
+    """Side of an image's patches, in pixels: the decoder reads an image (data.path: digits) before its text."""
 
 
 class Entrypoint(Part):
@@ -116,7 +118,8 @@ class Data(Part):
     """What the run reads. The order of sequences is a function of `train.seed` and the sequence's index alone."""
 
     path: Text
-    """A folder, a file, az://account/container/prefix, or `stdlib`: the Python standard library's own source."""
+    """A folder or az://account/container/prefix that `losscast data prepare` made; `stdlib`: the Python standard library's
+    own source; `digits`: scikit-learn's images with captions, for a workload with `patch`."""
     tokenizer: Text = "bytes"
     """`bytes`, or the path of a Hugging Face tokenizer.json."""
     holdout_tokens: Natural = 131_072

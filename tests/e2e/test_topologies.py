@@ -25,7 +25,7 @@ LONG = pytest.mark.skipif(
 SPEC = """
 name: {name}
 workload: {{kind: gpt, layers: 3, width: 16, heads: 2, context: 32{workload}}}
-data: {{path: stdlib, holdout_tokens: 2048}}
+data: {{path: {data}, holdout_tokens: 2048}}
 train:
   {{tokens: 5120, batch_tokens: 256, lr: 0.03, lr_base_width: 16, schedule: {{kind: linear, warmup_tokens: 1024}}, seed: 3,
     optimizer: {{grad_clip: 0.05}}, precision: {precision}}}
@@ -34,6 +34,8 @@ parallel: {{{parallel}}}
 checkpoints: {{url: {runs}, every_steps: 100}}
 """
 OTHER = ", positions: learned, tied: false"
+IMAGES = ", patch: 2"
+"""A vision-language model: 16 of the 32 positions are patches."""
 FP32, BF16 = 2e-5, 6e-3
 """How far a loss of about 5 nats may be from the reference."""
 
@@ -50,7 +52,11 @@ class Layout:
     """Stop after so many steps, and go on from the checkpoint."""
 
 
-REFERENCE = [Layout("one", "dp: 1, zero: 0"), Layout("one-other", "dp: 1, zero: 0", OTHER)]
+REFERENCE = [
+    Layout("one", "dp: 1, zero: 0"),
+    Layout("one-other", "dp: 1, zero: 0", OTHER),
+    Layout("one-images", "dp: 1, zero: 0", IMAGES),
+]
 GROUPS: dict[str, tuple[int, list[Layout]]] = {
     "data parallel": (
         2,
@@ -64,6 +70,7 @@ GROUPS: dict[str, tuple[int, list[Layout]]] = {
             Layout("zero2-offloaded", "dp: 2, zero: 2, offload: cpu, micro_batch: 2", stop=7),
             Layout("zero2-bf16", "dp: 2, zero: 2", precision="bf16"),
             Layout("zero1-other", "dp: 2, zero: 1", OTHER),
+            Layout("zero3-images", "dp: 2, zero: 3, micro_batch: 2", IMAGES),
         ],
     ),
     "pipeline": (
@@ -73,6 +80,7 @@ GROUPS: dict[str, tuple[int, list[Layout]]] = {
             Layout("pp-zero1", "pp: 2, zero: 1, micro_batch: 2", stop=11),
             Layout("pp-recomputed", "pp: 2, zero: 1, micro_batch: 1, activation_checkpointing: true"),
             Layout("pp-zero0-other", "pp: 2, zero: 0, micro_batch: 4", OTHER),
+            Layout("pp-images", "pp: 2, zero: 1, micro_batch: 2", IMAGES),
         ],
     ),
     "tensor parallel": (
@@ -133,6 +141,8 @@ def train(home: Path, ranks: int, layouts: list[Layout]) -> None:
     """Train every layout, in one set of processes."""
     runs = []
     for x in layouts:
+        if x.workload == IMAGES:
+            pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'losscast[vision]'")
         path = home / f"{x.name}.yaml"
         path.write_text(
             SPEC.format(
@@ -141,6 +151,7 @@ def train(home: Path, ranks: int, layouts: list[Layout]) -> None:
                 parallel=x.parallel,
                 workload=x.workload,
                 precision=x.precision,
+                data="digits" if x.workload == IMAGES else "stdlib",
             )
         )
         runs.append(f"{path}@{x.stop}" if x.stop else str(path))
