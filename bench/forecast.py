@@ -13,6 +13,8 @@ widths   Left out across families: to judge a family's intervals, all widths are
          the other families (each counting the same) hold 90%; the family's own runs have no say in it.
 curves   the published split of the schedules set: fit cosine_24000, constant_24000 and wsdcon_9 of one size, predict the
          loss at every logged step of the other six schedules from their learning rates alone; and from cosine_24000 alone.
+         Constant-rate runs of chess models from a ladder of eight sizes that all went down in a line. The curve law's priors are
+         from models of pixels, which are in neither.
 tasks    bits-per-byte of each task at the end of the 1B runs, from the runs of at most 370M parameters.
 
 What was seen while forms and priors were chosen, and what was not, is printed apart. How the choice of priors itself
@@ -189,7 +191,30 @@ def bench_curves() -> dict:
             print(
                 f"curves {size}, {label}: MAE {mean:.4f} (worst {worst} {errors[worst]:.4f}); band holds {np.mean(inside):.0%}"
             )
-    return answer
+    return answer | bench_one_shape()
+
+
+def bench_one_shape() -> dict:
+    """Constant-rate curves of chess models, nats per move, from a ladder whose runs all went down in a line to zero."""
+    ladder, other = (
+        {run.params: run for run in reversed(read_curves(folder() / f"curves/{name}.csv").runs)}
+        for name in ("collapse_chess", "collapse_chess_const")
+    )
+    law = fit(Curves(tuple(ladder.values())), "curve")
+    errors, inside = [], []
+    for params, run in other.items():
+        total = int(ladder[params].step[-1])  # as long as the ladder's own run of that size
+        seen = (run.step <= total) & (run.step > 0.02 * total)  # warm-up left out
+        assert run.lr is not None
+        plan = Schedule("file", rows=tuple(zip(run.step.tolist(), run.lr.tolist(), strict=True)))
+        line = predict(law, params=params, tokens=float(total), batch_tokens=1.0, schedule=plan).curve
+        assert line is not None
+        low, middle, high = (np.interp(run.step[seen], line["step"], line[k]) for k in ("p05", "p50", "p95"))
+        errors.append(float(np.abs(middle / run.loss[seen] - 1).mean()))
+        inside.append(float(np.mean((low <= run.loss[seen]) & (run.loss[seen] <= high))))
+    print(f"curves chess, constant rate from a ladder of linear ones: off by {np.mean(errors):.2%} of the loss "
+          f"(worst size {max(errors):.2%}); band holds {np.mean(inside):.0%}")  # fmt: skip
+    return {"chess": {"mean": float(np.mean(errors)), "worst": max(errors), "held": float(np.mean(inside))}}
 
 
 def bench_tasks() -> dict:

@@ -88,7 +88,7 @@ def fit(
         )
     if form == "chinchilla":
         return _plain(points, shape, conventions, seed)
-    if sized:
+    if sized and form == "auto":
         points = _of_one_size(points, include)
     law = _mixed(points, form, shape, conventions, seed, sized, effort)
     return _as_curve_law(law) if form == "curve" else law
@@ -195,7 +195,7 @@ def _mixed(
     effort: int,
 ) -> Law:
     runs = Runs.of(points)
-    sizes = sizes_near(runs) if sized else SIZES
+    sizes = sizes_near(runs) if sized and form == "auto" else SIZES
     start = time.perf_counter()
     names, trials, weights = choose(runs, form, sized)
     fits = [fit_mode(name, runs) for name in names]
@@ -210,7 +210,7 @@ def _mixed(
     point = fits[best].point()
     residual = fits[best].log_loss(runs) - runs.ln_loss
     noise = float(np.exp(np.sum(weights * [np.median(np.log(d[1])) for d in drawn])))
-    share = share_for(runs, sized)
+    share = share_for(runs, sized and form == "auto")
     wider = stretch(trials, weights, share, len(runs))
     why = _unknown(
         len(points),

@@ -133,7 +133,7 @@ def predict(
     if line is not None and batch_tokens is not None and borrowed is not None and borrowed["unit_sd"] > 0:
         step_sd = borrowed["unit_sd"] / math.sqrt(batch_tokens)
     largest = law.range()["flops"][1]
-    why = "; ".join(filter(None, [law.why, _too_wide(final)]))
+    why = "; ".join(filter(None, [law.why, "" if law.task else _too_wide(final)]))
     body = {
         "losscast_prediction": VERSION,
         "final_loss": final.to_dict(),
