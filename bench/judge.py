@@ -197,6 +197,29 @@ def as_large(single: Runs, every: int = 150) -> dict[str, Any]:
     }
 
 
+def stuck(single: Runs) -> dict[str, Any]:
+    """Runs whose level falls no further from a third or a half of them on, with their own noise: when it is called."""
+    trials, called = 0, []
+    for samples in [held for name, held in single.items() if name not in CALIBRATED_ON and len(held) > 3000]:
+        x = [s.loss for s in samples]
+        for start in (len(x) // 3, len(x) // 2):
+            floor = median(x[start - 150 : start + 150])
+            now = floor
+            run = list(samples[:start])
+            for i in range(start, len(x) - 150):
+                if (i - start) % 50 == 0:
+                    now = median(x[i - 150 : i + 150])
+                run.append(replace(samples[i], loss=x[i] - now + floor))
+            found = [a["step"] for a in replay(run)["alerts"] if a["alert"] == "LossPlateau"]
+            trials += 1
+            called += [found[0] / samples[start].step] if found else []
+    return {
+        "trials": trials,
+        "called": len(called) / trials,
+        "median of step called / step stuck": median(called),
+    }
+
+
 def peers_delays(
     samples: Sequence[Sample], fault: Callable[[int], float], starts: Sequence[int]
 ) -> dict[str, tuple[float, float | None]]:
@@ -271,7 +294,7 @@ def main() -> int:
     parser.add_argument("--surrogate-steps", type=int, default=1_000_000)
     parser.add_argument(
         "--only",
-        help="one of healthy, budgets, young, faults, as large, control, drift, blowup, advice, cost",
+        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, blowup, advice, cost",
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -300,6 +323,7 @@ def main() -> int:
         "young": lambda: young(single),
         "faults": faults,
         "as large": lambda: as_large(single),
+        "stuck": lambda: stuck(single),
         "control": lambda: with_control(read_samples(data / "perstep_seeds.csv")),
         "blowup": lambda: blow_up(data),
         "drift": lambda: drift_beside_control(read_samples(data / "perstep_seeds.csv")),

@@ -4,8 +4,8 @@
     since  = level at 0.7 less the level now
     pace   = (since + 3 standard errors) / (before * ln(1 / 0.7) / ln 2)
 
-A loss that falls as a power of the step falls about as much in equal parts of log steps, so pace stays near one; on every
-healthy curve measured it stayed above 0.3 (`bench/judge.py` has them). Not judged while the learning rate is higher than
+A loss that falls as a power of the step falls about as much in equal parts of log steps, so pace stays near one, and
+under a decaying learning rate above it. Not judged while the learning rate is higher than
 it was at either point (a warm-up, a cyclic schedule), nor where the prediction expects the loss to stay as well.
 """
 
