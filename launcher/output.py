@@ -11,7 +11,7 @@ File descriptors 1 and 2 are pointed at the file itself, not at a pipe: what a c
 disk though no thread of ours lives to move it. A thread copies the file to where output went before, so that Ray's own
 log views go on working. A disk that is full costs lines, never the run: Python's writes are tried and forgiven.
 
-Standard library only.
+For a run at az:// the files are carried there while they grow (`launcher.carried`). Standard library only.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from launcher.carried import Carrier, publish
 from launcher.runfolder import RunFolder, write_whole
 
 ECHO_S = 0.2
@@ -56,9 +57,9 @@ class Forgiving(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def kept(path: Path, *, echo: bool = True) -> Iterator[None]:
-    """Everything that this process and its children print goes to the end of `path`, and with `echo` on to where it
-    went before.
+def kept(folder: RunFolder, path: Path, *, echo: bool = True) -> Iterator[None]:
+    """Everything that this process and its children print goes to the end of `path`, a file of the run's folder, and
+    with `echo` on to where it went before.
 
     Where the file can't be opened, output stays where it was, and that is said.
     """
@@ -82,6 +83,7 @@ def kept(path: Path, *, echo: bool = True) -> Iterator[None]:
     os.dup2(target, 2)
     os.close(target)
     sys.stdout, sys.stderr = Forgiving(1), Forgiving(2)  # type: ignore[assignment]
+    carrier = Carrier(folder, path)
     if echo:
         copier.start()
     try:
@@ -91,6 +93,7 @@ def kept(path: Path, *, echo: bool = True) -> Iterator[None]:
         os.dup2(old[0], 1)
         os.dup2(old[1], 2)
         stop.set()
+        carrier.close()
         if echo:
             copier.join(5.0)
         for descriptor in old:
@@ -127,12 +130,15 @@ def rank_output(folder: str, attempt: int, rank: int) -> Iterator[None]:
 
     Rank 0 speaks for all to Ray, whose job log would else hold every line a thousand times.
     """
-    path = rank_log(RunFolder.at(folder), attempt, rank)
-    with kept(path, echo=rank == 0):
+    where = RunFolder.at(folder)
+    path = rank_log(where, attempt, rank)
+    with kept(where, path, echo=rank == 0):
         try:
             yield
         except BaseException as error:
-            _note(path.with_suffix(".error.json"), {"rank": rank, "attempt": attempt, **described(error)})
+            _note(
+                where, path.with_suffix(".error.json"), {"rank": rank, "attempt": attempt, **described(error)}
+            )
             sys.stderr.write(_told(error))
             raise
 
@@ -149,7 +155,7 @@ class JobEnd:
 def job_output(folder: RunFolder, submission: str) -> Iterator[JobEnd]:
     """Around a job's driver: keeps what it prints, and how it ended."""
     end, path = JobEnd(), job_log(folder, submission)
-    with kept(path):
+    with kept(folder, path):
         said: dict[str, Any] = {}
         try:
             yield end
@@ -159,6 +165,7 @@ def job_output(folder: RunFolder, submission: str) -> Iterator[JobEnd]:
             raise
         finally:
             _note(
+                folder,
                 path.with_suffix(".end.json"),
                 {"submission": submission, "status": end.status, "time": time.time(), **said},
             )
@@ -175,7 +182,7 @@ def note_failure(
         "message": message[:MESSAGE_CHARS],
         "step": step,
     }
-    _note(folder.attempt(attempt) / "failure.json", {**document, "time": time.time()})
+    _note(folder, folder.attempt(attempt) / "failure.json", {**document, "time": time.time()})
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -198,6 +205,7 @@ def _told(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _note(path: Path, document: dict[str, Any]) -> None:
+def _note(folder: RunFolder, path: Path, document: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         write_whole(path, document)
+        publish(folder, path)

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.carried import bring
 from launcher.errors import WrongInput
 from launcher.remote import refresh, store_of
 from launcher.runfolder import RunFolder, last_step, read_json
@@ -89,6 +90,7 @@ def run_log(folder: RunFolder) -> RunLog:
 def facts_of(folder: RunFolder) -> Facts:
     """Read them. Raises WrongInput where no run lies there, or what lies there is damaged."""
     refresh(folder)
+    bring(folder, logs=False)
     document = read_json(folder.spec)
     if document is None:
         raise WrongInput(f"{folder.path}: no run was submitted from here: there is no spec.json.")

@@ -41,6 +41,7 @@ def logs_of(args: argparse.Namespace) -> int:
     spec = kuberay.ours(args.run)
     if spec is not None:
         return kuberay.logs(spec, args)
+    from launcher.carried import bring
     from launcher.cli.finding import folder_of
     from launcher.errors import WrongInput
 
@@ -48,6 +49,7 @@ def logs_of(args: argparse.Namespace) -> int:
         raise WrongInput(f"--tail {args.tail}: give a count of lines, 0 or more.")
     folder = folder_of(args.run)
     rank = args.rank if args.rank is not None or args.attempt is None else 0
+    bring(folder, logs=True)
     path = wanted(folder, rank, args.attempt)
     if args.follow:
         return follow(folder, rank=rank, attempt=args.attempt, tail=args.tail)
@@ -100,6 +102,7 @@ def follow(
     folder: Any, *, rank: int | None = None, attempt: int | None = None, tail: int | None = None
 ) -> int:
     """Print what is added until the run has ended. 0 when it finished or was stopped."""
+    from launcher.carried import bring
     from launcher.cli.finding import standing_of
     from launcher.standing import LIVE
 
@@ -121,6 +124,7 @@ def follow(
                 _copy(file)
             if time.monotonic() - looked > LOOK_S:
                 _, word, job = standing_of(folder)
+                bring(folder, logs=True)
                 looked = time.monotonic()
                 if word not in LIVE:
                     break

@@ -112,6 +112,7 @@ def why(args: argparse.Namespace) -> int:
     spec = kuberay.ours(args.run)
     if spec is not None:
         return kuberay.why(spec, args)
+    from launcher.carried import bring
     from launcher.cli.finding import folder_of, reach, standing_of
     from launcher.cluster import Cluster
     from launcher.errors import Failed
@@ -121,7 +122,9 @@ def why(args: argparse.Namespace) -> int:
     from launcher.submit import ENDED
     from launcher.why import Reason, bundles_of, failed, lacking, stopped, tail, vanished
 
-    facts, word, job = standing_of(folder_of(args.run))
+    folder = folder_of(args.run)
+    bring(folder, logs=True)
+    facts, word, job = standing_of(folder)
     state = getattr(job, "status", None)
     name = facts.spec.name
     if word in LIVE and state in ENDED:

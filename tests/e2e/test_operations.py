@@ -105,9 +105,7 @@ def test_stop_commits_resume_goes_on_and_a_killed_driver_is_told_and_closed(pers
     second = person.does("submit", spec)
     assert second.returncode == 75 and "submission long-" in second.stderr
     stopped = person.does("stop", spec)
-    status = (
-        person.asks("status", "long") if (Path("runs") / "long").exists() else person.asks("status", spec)
-    )
+    status = person.asks("status", spec)
     assert stopped.returncode == 0 and status["phase"] == "stopped"
     assert f"checkpoint of step {status['checkpoint_step']} is committed" in stopped.stderr
     assert status["checkpoint_step"] == status["step"] > 0
