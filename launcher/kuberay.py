@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.errors import WrongInput
+from launcher.jobs import QUIET
 from launcher.memory import checkpoint_bytes
 from launcher.spec import Kubernetes, RunSpec
 
@@ -354,6 +355,7 @@ def _probes(path: str, port: int) -> dict[str, Any]:
 def _env(spec: RunSpec, k8s: Kubernetes) -> list[dict[str, Any]]:
     """Environment of a Ray container: ours, then NCCL's, then the user's, which wins."""
     values = {
+        **QUIET,
         "HOME": HOME,
         "LOSSCAST_CACHE": f"{WORK}/cache",
         "LOSSCAST_RUN": f"{spec.checkpoints.url.rstrip('/')}/{spec.name}",

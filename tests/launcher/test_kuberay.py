@@ -42,16 +42,24 @@ def templates(job: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_what_plan_prints_is_the_golden_file(name: str) -> None:
-    """Write it anew with LOSSCAST_GOLDEN=write, and read the difference before committing it."""
+    """Write it anew with LOSSCAST_GOLDEN=write, and read the difference before committing it. The spec that travels along is
+    compared with the spec itself, since it holds every default of run.yaml."""
     done = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "plan", f"examples/{name}.yaml", "--to", "kuberay", "-o", "yaml"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
-    path = GOLDEN / f"{name}.yaml"
+    printed = list(yaml.safe_load_all(done.stdout))
+    assert done.stdout == as_yaml(printed)
+    spec, notes = spec_of(name), templates(printed[1])["head"]["metadata"]["annotations"]
+    assert json.loads(notes["losscast/body"])["spec"] == spec.to_dict()
+    assert printed[1]["metadata"]["annotations"]["losscast/spec-digest"] == spec.digest
+    notes["losscast/body"] = "<spec, prediction, submission>"
+    printed[1]["metadata"]["annotations"]["losscast/spec-digest"] = "<sha256>"
+    path, text = GOLDEN / f"{name}.yaml", as_yaml(printed)
     if os.environ.get("LOSSCAST_GOLDEN") == "write":
-        path.write_text(done.stdout)
-    assert done.stdout == path.read_text()
+        path.write_text(text)
+    assert text == path.read_text()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -111,7 +119,8 @@ def test_under_a_queue_a_job_waits_until_kueue_lets_all_of_it_in() -> None:
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 8
     assert group["groupName"] != "head"  # reserved by Kueue
     assert (
-        group["template"]["metadata"]["annotations"]["kueue.x-k8s.io/podset-required-topology"] == "kubernetes.azure.com/agentpool"
+        group["template"]["metadata"]["annotations"]["kueue.x-k8s.io/podset-required-topology"]
+        == "kubernetes.azure.com/agentpool"
     )
     # what Kueue's webhook demands of a job it manages
     assert job["spec"]["shutdownAfterJobFinishes"] is True and "clusterSelector" not in job["spec"]
