@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor.anneal import Schedule, predicted
 from monitor.errors import WrongInput
 from monitor.fit import FORMS, ends, fit
+from monitor.fit_anneal import fit_curves
 from monitor.fit_chinchilla import bootstrap_plain, fit_plain
 from monitor.fit_members import Runs, fit_mode
 from monitor.law import Law, digest_of
-from monitor.points import Curve, Curves, Points, read_points
+from monitor.points import Curve, Curves, Points, read_curves, read_points
 
 DATA = Path(os.environ.get("LOSSCAST_DATA", ""))
 needs_data = pytest.mark.skipif(
@@ -258,3 +260,22 @@ def test_the_published_set_gives_the_published_law() -> None:
     np.testing.assert_allclose([np.exp(z[0]), z[3], z[4]], [1.8169, 0.3478, 0.3658], atol=0.003)
     draws = bootstrap_plain(points.params, points.tokens, points.loss, z, 200)
     np.testing.assert_allclose([draws[:, 3].std(), draws[:, 4].std()], [0.015, 0.021], rtol=0.35)
+
+
+@needs_data
+@pytest.mark.parametrize(("size", "within"), [("25M", 0.009), ("100M", 0.007)])
+def test_one_cosine_run_foretells_other_schedules(size: str, within: float) -> None:
+    """What a single run can't tell comes from priors that were learnt on other data."""
+    curves = read_curves(DATA / "curves/schedules_25m_100m.csv")
+    model = fit_curves([curves[f"{size}-cosine_24000"]])
+    assert model is not None and model["shapes"] == 1
+    off = []
+    for run in curves.runs:
+        if run.run.startswith(f"{size}-") and run.run != f"{size}-cosine_24000":
+            assert run.lr is not None
+            rows = tuple(zip(run.step.tolist(), run.lr.tolist(), strict=True))
+            line, _ = predicted(
+                model, Schedule("file", rows=rows), run.step.astype(float), int(run.step[-1]), run.params
+            )
+            off.append(np.abs(line - run.loss).mean())
+    assert len(off) == 8 and np.mean(off) < within
