@@ -46,8 +46,13 @@ class Rule:
     """Prometheus' `keep_firing_for`."""
 
 
-def _held(state: str) -> str:
-    return f'max by (run, team) (losscast_verdict{{state="{state}"}}) == 1'
+def _unmuted(alert: str) -> str:
+    """Nobody muted this alert of the run."""
+    return f' unless on (run) losscast_run_muted{{alert=~"all|{alert}"}}'
+
+
+def _held(alert: str, state: str) -> str:
+    return f'max by (run, team) (losscast_verdict{{state="{state}"}}) == 1' + _unmuted(alert)
 
 
 def _now(metric: str, words: str) -> str:
@@ -65,7 +70,7 @@ _RUN = "Run {{ $labels.run }}"
 
 def _run(alert: str, severity: str, state: str, wait: str, summary: str, description: str) -> Rule:
     keep = "15m" if severity == "critical" else None
-    return Rule(alert, severity, _held(state), wait, summary, f"{_RUN} {description}", keep)
+    return Rule(alert, severity, _held(alert, state), wait, summary, f"{_RUN} {description}", keep)
 
 
 RULES: tuple[Rule, ...] = (
@@ -102,7 +107,7 @@ RULES: tuple[Rule, ...] = (
          f" (at least {STALE_LEAST_S:g} s), not even a heartbeat." + _STEP),
     Rule("ThroughputDropped", "warning",
          f"max by (run) (losscast_run_tokens_per_second) < {THROUGHPUT_SHARE:g} * "
-         "max by (run) (quantile_over_time(0.5, losscast_run_tokens_per_second[6h]))",
+         "max by (run) (quantile_over_time(0.5, losscast_run_tokens_per_second[6h]))" + _unmuted("ThroughputDropped"),
          "5m", "A run is slower than it was",
          _RUN + f" trains at {{{{ $value | humanize }}}} tokens a second, under {THROUGHPUT_SHARE:.0%} of its own median."),
     _run("RestartLoop", "critical", "restart_loop", "0s", "A run restarts and makes no step",

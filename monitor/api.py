@@ -20,11 +20,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monitor.attention import MOST_S
 from monitor.columns import Damaged
+from monitor.errors import Failed, WrongInput
 from monitor.exporter import CONTENT_TYPE
+from monitor.facts import RunFacts
 from monitor.ingest import Refused, Taken
+from monitor.openapi import document
 from monitor.reading import LAST, rows, thin
-from monitor.schema import MAX_BODY_BYTES, is_run_id
+from monitor.schema import MAX_BODY_BYTES, is_run_id, spell
 from monitor.service import Monitor
 from monitor.tokens import SESSION_S, Token
 from monitor.web import HEADERS, static_routes
@@ -118,8 +122,11 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
             raise Refused(403, "scope", f"this token has no scope {scope}")
         return token
 
-    def run_of(request: Request) -> Any:
+    def run_of(request: Request) -> RunFacts:
         needs(request, "read")
+        return named(request)
+
+    def named(request: Request) -> RunFacts:
         name = request.path_params["run"]
         facts = monitor.run(name) if is_run_id(name) else None
         if facts is None:
@@ -200,6 +207,72 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
     def advice(request: Request) -> Response:
         facts = run_of(request)
         return _json({"run": facts.run, "advice": monitor.advice(facts)})
+
+    async def said(request: Request) -> dict[str, Any]:
+        """The JSON object in a request's body; {} where there is none. Raises Refused."""
+        try:
+            body = await _body(request, 4096)
+            found = json.loads(body) if body.strip() else {}
+        except (ValueError, RecursionError, TooLarge):
+            found = None
+        if not isinstance(found, dict):
+            raise Refused(422, "invalid", "need a JSON object of at most 4096 bytes")
+        return found
+
+    def seconds(body: dict[str, Any]) -> float | None:
+        value = body.get("for_s")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST_S:
+            raise Refused(422, "invalid", f"for_s: need seconds, more than nothing and at most {MOST_S:g}")
+        return float(value)
+
+    def known(body: dict[str, Any], *names: str) -> None:
+        for name in body:
+            if name not in names:
+                raise Refused(
+                    422, "invalid", f"{name[:40]!r} is not known here; there are {', '.join(names)}"
+                )
+
+    async def mute(request: Request) -> Response:
+        token, facts = needs(request, "operate"), named(request)
+        if request.method == "DELETE":
+            await asyncio.to_thread(monitor.unmute, facts)
+            return Response(status_code=204)
+        body = await said(request)
+        known(body, "for_s", "alerts", "why")
+        for_s, names, why = seconds(body), body.get("alerts", []), body.get("why", "")
+        if for_s is None or not isinstance(why, str) or len(why) > 300:
+            raise Refused(
+                422, "invalid", 'need {"for_s": 3600, "alerts": [...], "why": "..."}, the last two optional'
+            )
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Refused(422, "invalid", "alerts: need a list of alerts' names")
+        by = token.name or token.id
+        made = await asyncio.to_thread(monitor.mute, facts, for_s, tuple(names), by, _clean(why))
+        return _json(made)
+
+    async def see(request: Request) -> Response:
+        token, facts = needs(request, "operate"), named(request)
+        if request.method == "DELETE":
+            await asyncio.to_thread(monitor.unsee, facts)
+            return Response(status_code=204)
+        body = await said(request)
+        known(body, "for_s")
+        for_s = seconds(body)
+        found = monitor.advice(facts)
+        if found is None:
+            return _error(409, f"nothing is advised of {facts.run} yet")
+        await asyncio.to_thread(monitor.see, facts, str(found.get("action")), for_s, token.name or token.id)
+        return _json({"run": facts.run, "advice": monitor.advice(facts)})
+
+    def laws(request: Request) -> Response:
+        needs(request, "read")
+        return _json(spell({"laws": monitor.law_views()}))
+
+    def openapi(request: Request) -> Response:
+        needs(request, "read")
+        return _json(document(monitor.exporter.version))
 
     def metrics(request: Request) -> Response:
         needs(request, "read")
@@ -283,6 +356,9 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
     async def damaged(request: Request, error: Exception) -> Response:
         return _error(503, str(error))
 
+    async def wrong(request: Request, error: Exception) -> Response:
+        return _error(422, str(error))
+
     app = Starlette(
         routes=[
             *static_routes(),
@@ -297,8 +373,12 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
             Route("/v1/runs/{run}/samples", samples, methods=["GET"]),
             Route("/v1/runs/{run}/verdicts", verdicts, methods=["GET"]),
             Route("/v1/runs/{run}/advice", advice, methods=["GET"]),
+            Route("/v1/runs/{run}/advice", see, methods=["POST", "DELETE"]),
+            Route("/v1/runs/{run}/mute", mute, methods=["POST", "DELETE"]),
+            Route("/v1/laws", laws, methods=["GET"]),
+            Route("/v1/openapi.json", openapi, methods=["GET"]),
         ],
-        exception_handlers={Refused: refused, Damaged: damaged},
+        exception_handlers={Refused: refused, Damaged: damaged, Failed: damaged, WrongInput: wrong},
     )
     return Guard(app, monitor)
 
@@ -319,6 +399,10 @@ async def _body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
             raise TooLarge(f"a request may have {most} bytes, compressed or not")
         parts.append(part)
     return b"".join(parts)
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _refused(refused: Refused) -> Response:

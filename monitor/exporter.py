@@ -35,6 +35,8 @@ class Figures:
     states: tuple[str, ...] = ()
     """What holds of it now, from the judge's and the monitor's fixed words."""
     last_step_time: float | None = None
+    muted: tuple[str, ...] = ()
+    """Alerts that somebody muted, or `all`."""
     fill: "Callable[[Figures], None] | None" = None
     """Sets what follows."""
     phase: str = "running"
@@ -76,6 +78,7 @@ _HELP = {
     "run_predicted_final_loss": "Loss the run is heading for, nats per token",
     "run_step_seconds": "Seconds a step, of the latest ones",
     "verdict": "1 for everything that holds of the run now",
+    "run_muted": "1 for an alert of the run that somebody muted for a while, or all",
     "advice": "1 for what is advised now",
     "samples_received": "Samples taken, each counted once",
     "samples_nonfinite": "Samples whose loss was not a number",
@@ -88,7 +91,7 @@ _COUNTERS = frozenset(
     {"samples_received", "samples_nonfinite", "band_violations", "restarts", "checkpoint_verify_failures"}
 )
 _LABELS = {
-    "run_info": ("run", "team", "phase", "law"), "verdict": ("run", "team", "state"), "advice": ("run", "action"),
+    "run_info": ("run", "team", "phase", "law"), "verdict": ("run", "team", "state"), "advice": ("run", "action"), "run_muted": ("run", "alert"),
     "run_predicted_final_loss": ("run", "quantile"), "run_step_seconds": ("run", "quantile"),
     "samples_nonfinite": ("run", "kind"), "band_violations": ("run", "side"), "restarts": ("run", "cause"),
 }  # fmt: skip
@@ -98,6 +101,8 @@ Series = tuple[str, tuple[str, ...], float]
 
 def vital(f: Figures) -> Iterator[Series]:
     """What is never left out of a run that is not healthy."""
+    for alert in f.muted:
+        yield "run_muted", (f.run, alert), 1.0
     for state in f.states:
         yield "verdict", (f.run, f.team, state), 1.0
     if f.last_step_time is not None:

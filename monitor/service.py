@@ -16,12 +16,14 @@ from typing import Any
 
 from monitor import alerts
 from monitor.apart import Apart
+from monitor.attention import EVERY, Attention, shown
 from monitor.exporter import Exporter, Figures, Totals
 from monitor.facts import RunFacts
 from monitor.ingest import Ingest, Refused
 from monitor.judge import Settings
 from monitor.judged import band_columns
 from monitor.judging import Judging
+from monitor.laws import Laws
 from monitor.reading import LAST, samples, spans
 from monitor.store import Store
 from monitor.tokens import Tokens
@@ -67,6 +69,8 @@ class Monitor:
         """
         self.store = Store(folder)
         self.tokens = Tokens(folder)
+        self.attention = Attention(folder)
+        self.laws = Laws(folder)
         self.totals = Totals()
         self.clock, self.teams, self.keep_s = clock, teams, keep_days * 86400.0
         self.started = clock()
@@ -116,6 +120,7 @@ class Monitor:
             self.judging.forget(gone)
             for run_id in gone:
                 self.versions.pop(run_id, None)
+            self.attention.forget({f.run for f in some if f.run_id in gone}, now)
         return len(old)
 
     def _committed(self, ord: int) -> None:
@@ -221,6 +226,7 @@ class Monitor:
             "alerts": last.get("open", []),
             "target_loss": _plain(facts.target_loss),
             "advice": self.advice(facts, last),
+            "muted": shown(self.attention.muted(facts.run, now)),
             "trouble": last.get("trouble"),
         }
 
@@ -236,11 +242,51 @@ class Monitor:
         if tokens is not None and total is not None and rate and rate > 0 and facts.phase != "ended":
             hours = max(0.0, total - tokens) / rate / 3600
         price = _plain(facts.price_per_hour)
+        seen = self.attention.seen(facts.run, str(found.get("action")), self.clock())
         return {
             **found,
+            "seen": None if seen is None else {"by": seen.by, "at": seen.at, "until": seen.until},
             "hours_left": hours,
             "money_left": None if hours is None or price is None else hours * price,
         }
+
+    def mute(
+        self, facts: RunFacts, for_s: float, alerts: tuple[str, ...], by: str, why: str
+    ) -> dict[str, Any] | None:
+        """Silence the run's alerts for a while. Raises WrongInput."""
+        made = self.attention.mute(facts.run, for_s, self.clock(), alerts=alerts, by=by, why=why)
+        self._changed([facts.run_id])
+        return shown(made)
+
+    def unmute(self, facts: RunFacts) -> None:
+        """Let them sound again."""
+        self.attention.unmute(facts.run, self.clock())
+        self._changed([facts.run_id])
+
+    def see(self, facts: RunFacts, action: str, for_s: float | None, by: str) -> None:
+        """Somebody has seen this advice."""
+        self.attention.see(facts.run, action, self.clock(), for_s=for_s, by=by)
+        self._changed([facts.run_id])
+
+    def unsee(self, facts: RunFacts) -> None:
+        """Nobody has."""
+        self.attention.unsee(facts.run, self.clock())
+        self._changed([facts.run_id])
+
+    def law_views(self) -> list[dict[str, Any]]:
+        """The laws put beside the store, with the predictions that runs registered."""
+        predictions = []
+        for facts in list(self.ingest.runs.values()):
+            if facts.prediction_ord is not None:
+                for event in self.store.events(
+                    facts.run_id, after=facts.prediction_ord - 1, last=facts.prediction_ord
+                ):
+                    found = event.fields.get("prediction")
+                    if isinstance(found, dict):
+                        predictions.append({**found, "run": facts.run})
+            if len(predictions) >= 200:
+                break
+        return self.laws.views(predictions)
 
     def detail(self, facts: RunFacts, now: float) -> dict[str, Any]:
         """All of one run but its samples. Raises Damaged."""
@@ -287,6 +333,7 @@ class Monitor:
     def figures(self) -> Iterator[Figures]:
         """The active runs as they are exported."""
         now = self.clock()
+        mutes = self.attention.mutes(now)
         for facts in list(self.ingest.runs.values()):
             if facts.ended_received is not None and now - facts.ended_received > SHOWN_AFTER_END_S:
                 continue
@@ -295,10 +342,12 @@ class Monitor:
             last = self.judging.last.get(facts.run_id, {})
             states = self.states(facts, last, now)
             step_time = facts.last_step_received
+            mute = mutes.get(facts.run)
             yield Figures(
                 facts.run, facts.owner, facts.created_received, healthy=CALM.issuperset(states),
                 team=facts.team if facts.team in self.teams and facts.team else "", states=states,
                 last_step_time=None if step_time is None else max(step_time, self.started),
+                muted=() if mute is None else mute.alerts or (EVERY,),
                 fill=functools.partial(self._fill, facts, last),
             )  # fmt: skip
 

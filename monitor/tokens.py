@@ -113,7 +113,7 @@ class Tokens:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 tokens = _read(self.path)
                 yield tokens
-                _write(self.path, json.dumps({"tokens": [asdict(t) for t in tokens]}, indent=1).encode())
+                write_whole(self.path, json.dumps({"tokens": [asdict(t) for t in tokens]}, indent=1).encode())
         except OSError as error:
             raise Failed(f"{self.path}: {error.strerror or error}") from error
 
@@ -185,7 +185,7 @@ def _read(path: Path) -> list[Token]:
         raise Failed(f"{path}: damaged ({error}); move it away and make new tokens") from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Replace the file as a whole, on disk before this returns."""
     temporary = path.with_name(path.name + ".new")
     with open(temporary, "wb", opener=_private) as out:
@@ -207,5 +207,5 @@ def _session_key(path: Path) -> bytes:
             return key
     key = secrets.token_bytes(32)
     with contextlib.suppress(OSError):  # a full disk: sessions end with this process instead
-        _write(path, key)
+        write_whole(path, key)
     return key

@@ -1,4 +1,4 @@
-"""`losscast monitor serve | token`: the service, and who may talk to it."""
+"""`losscast monitor serve | mute | token | ...`: the service, what is kept, and who may talk to it."""
 
 import argparse
 import sys
@@ -52,6 +52,31 @@ def register(commands: Any) -> None:
     p.add_argument("-o", "--output", metavar="FILE", help=".csv or .parquet; without it, CSV on stdout")
     p.set_defaults(func=export)
 
+    p = parts.add_parser("mute", help="silence a run's alerts for a while; works beside a live service")
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--for", required=True, dest="how_long", metavar="TIME", help="90m, 2h, 1d; at most 30d")
+    p.add_argument(
+        "--alert", action="append", default=[], metavar="NAME", help="this one only; may be given again"
+    )
+    p.add_argument("--why", default="", metavar="TEXT", help="for those who wonder")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=mute)
+    p = parts.add_parser("unmute", help="let a run's alerts sound again")
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=unmute)
+    p = parts.add_parser("mutes", help="what is muted, until when, by whom")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(func=mutes)
+
+    law = parts.add_parser("law", help="laws that the page draws")
+    kinds = law.add_subparsers(dest="kind", metavar="DO", required=True)
+    p = kinds.add_parser("add", help="put a law.json beside the store; works beside a live service")
+    p.add_argument("law", metavar="LAW")
+    p.add_argument("--store", required=True, metavar="DIR")
+    p.set_defaults(func=add_law)
+
     token = parts.add_parser("token", help="make, list and revoke tokens; works beside a live service")
     kinds = token.add_subparsers(dest="kind", metavar="DO", required=True)
     p = kinds.add_parser("create", help="print a new token, once")
@@ -92,6 +117,72 @@ def serve(args: argparse.Namespace) -> int:
         keep_days=args.keep_days,
         teams=frozenset(t.strip() for t in args.teams.split(",") if t.strip()),
     )
+
+
+def mute(args: argparse.Namespace) -> int:
+    """Silence a run's alerts for a while."""
+    import getpass
+    import time
+
+    from monitor.attention import duration
+
+    made = _attention(args).mute(
+        args.run, duration(args.how_long), time.time(), alerts=tuple(args.alert), by=getpass.getuser(), why=args.why
+    )  # fmt: skip
+    until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(made.until))
+    print(f"{args.run}: {', '.join(made.alerts) or 'all its alerts'} muted until {until}", file=sys.stderr)
+    return 0
+
+
+def unmute(args: argparse.Namespace) -> int:
+    """Let a run's alerts sound again."""
+    import time
+
+    from monitor.errors import WrongInput
+
+    if not _attention(args).unmute(args.run, time.time()):
+        raise WrongInput(f"{args.run}: is not muted; `losscast monitor mutes` lists what is")
+    print(f"{args.run}: its alerts sound again", file=sys.stderr)
+    return 0
+
+
+def mutes(args: argparse.Namespace) -> int:
+    """Print what is muted."""
+    import json
+    import time
+    from dataclasses import asdict
+
+    found = _attention(args).mutes(time.time())
+    if args.json:
+        print(json.dumps({run: asdict(mute) for run, mute in found.items()}))
+        return 0
+    for run, one in sorted(found.items()):
+        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(one.until))
+        print(f"{run}  {', '.join(one.alerts) or 'all'}  until {until}  {one.by}  {one.why}")
+    return 0
+
+
+def _attention(args: argparse.Namespace) -> Any:
+    from pathlib import Path
+
+    from monitor.attention import Attention
+    from monitor.errors import WrongInput
+
+    folder = Path(args.store).expanduser()
+    if not folder.is_dir():
+        raise WrongInput(f"{args.store}: no such store")
+    return Attention(folder)
+
+
+def add_law(args: argparse.Namespace) -> int:
+    """Put a law beside the store."""
+    from pathlib import Path
+
+    from monitor.laws import add
+
+    name = add(Path(args.store).expanduser(), Path(args.law))
+    print(f"{args.law}: kept as {name}; the page draws it under Law", file=sys.stderr)
+    return 0
 
 
 def _tokens(args: argparse.Namespace) -> Any:

@@ -244,6 +244,22 @@ def thinned(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return kept
 
 
+def made_up_law() -> dict[str, Any]:
+    """A law as `monitor.law_view` gives it."""
+    flops = [1e10 * 1.6**k for k in range(20)]
+    loss = [2.2 * (c / 1e10) ** -0.05 for c in flops]
+    ladder = [
+        {"run": f"ladder-{k}", "params": 4000.0 * 2**k, "tokens": 2.4e5 * 2**k, "flops": flops[k], "loss": loss[k] * 1.01,
+         "fitted": loss[k], "off": 0.01}
+        for k in range(6)
+    ]  # fmt: skip
+    return {
+        "form": "frontier", "digest": "ab" * 32, "parameters": {"a": 5.1, "b": 0.05}, "standard_errors": {"a": 0.2, "b": 0.01},
+        "identifiable": False, "why": ["the floor"], "excluded": [], "runs": ladder, "predictions": [],
+        "line": {"flops": flops, "p05": [0.97 * v for v in loss], "p50": loss, "p95": [1.03 * v for v in loss], "fitted_to": flops[5]},
+    }  # fmt: skip
+
+
 def app(runs: dict[str, dict[str, Any]]) -> Starlette:
     """The stand-in; sign in with TOKEN. `app.state.runs` may be changed while it serves."""
     cookie = secrets.token_hex(8)
@@ -301,6 +317,9 @@ def app(runs: dict[str, dict[str, Any]]) -> Starlette:
         kept = thinned(rows, most) if most else rows
         return JSONResponse({"samples": kept, "thinned": len(kept) < len(rows)})
 
+    async def laws(request: Request) -> Response:
+        return JSONResponse({"laws": [made_up_law()]})
+
     async def stream(request: Request) -> Response:
         async def tell() -> AsyncIterator[str]:
             yield "retry: 500\n\n"
@@ -316,6 +335,7 @@ def app(runs: dict[str, dict[str, Any]]) -> Starlette:
             *static_routes(),
             Route("/session", session, methods=["POST", "DELETE"]),
             Route("/v1/runs", guarded(listed)),
+            Route("/v1/laws", guarded(laws)),
             Route("/v1/runs/{run}", guarded(one)),
             Route("/v1/runs/{run}/samples", guarded(sampled)),
             Route("/v1/stream", guarded(stream)),

@@ -23,6 +23,7 @@ export function parse(search) {
   }
   state.run = RUN.test(query.get("run") ?? "") ? query.get("run") : null;
   state.runs = (query.get("runs") ?? "").split(",").filter((name) => RUN.test(name)).slice(0, 8);
+  state.law = /^[0-9a-f]{8,64}$/.test(query.get("law") ?? "") ? query.get("law") : null;
   state.find = (query.get("find") ?? "").slice(0, 100);
   if (state.run && !query.has("view")) state.view = "run";
   if (state.view === "run" && !state.run) state.view = "runs";
@@ -37,6 +38,7 @@ export function address(state) {
   }
   if (state.run && state.view === "run") query.set("run", state.run);
   if (state.runs?.length) query.set("runs", state.runs.join(","));
+  if (state.law && state.view === "law") query.set("law", state.law);
   if (state.find) query.set("find", state.find);
   for (const name of Object.keys(NUMBERS)) if (state[name] !== null && state[name] !== undefined) query.set(name, String(+Number(state[name]).toPrecision(12)));
   const text = query.toString();

@@ -48,6 +48,22 @@ export function extend(have, more) {
   return Object.fromEntries(FIELDS.map((f) => [f, have[f].concat(more[f].slice(start))]));
 }
 
+async function tell(method, path, body) {
+  const answer = await fetch(path, {
+    method, credentials: "same-origin", headers: { "Content-Type": "application/json" }, body: body ? JSON.stringify(body) : undefined,
+  });
+  if (answer.status === 401) throw new SignedOut();
+  if (answer.status === 403) throw new Error("This token may look and not touch: `losscast monitor token create --scope read,operate` makes one that may.");
+  if (!answer.ok) throw new Error(((await answer.json().catch(() => null)) ?? {}).error ?? `the service answered ${answer.status}`);
+}
+
+const of = (name) => `/v1/runs/${encodeURIComponent(name)}`;
+/** Silence a run's alerts for so many seconds; null lets them sound again. */
+export const mute = (name, for_s) => (for_s === null ? tell("DELETE", `${of(name)}/mute`) : tell("POST", `${of(name)}/mute`, { for_s }));
+/** Acknowledge the advice, for so many seconds or, with null, until it changes; `take` takes it back. */
+export const see = (name, for_s, take = false) => (take ? tell("DELETE", `${of(name)}/advice`) : tell("POST", `${of(name)}/advice`, for_s === null ? {} : { for_s }));
+export const laws = async () => (await ask("/v1/laws")).laws;
+
 export async function signIn(token) {
   const answer = await fetch("/session", {
     method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ token }),

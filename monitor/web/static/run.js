@@ -39,7 +39,17 @@ export async function open(host, context) {
     head.replaceChildren(heading(run));
     figures.replaceChildren(facts(run, whole));
     gapTitle.textContent = `Distance from ${run.source === "own_past" ? "its own past" : "the line"}, in sigmas`;
-    side.replaceChildren(aside(run));
+    side.replaceChildren(aside(run, act));
+  }
+
+  async function act(what, ...given) {
+    try {
+      await api[what](...given);
+      run = await api.run(name);
+      if (!closed) words();
+    } catch (error) {
+      context.fail(error);
+    }
   }
 
   function setTools() {

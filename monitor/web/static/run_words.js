@@ -32,15 +32,16 @@ export function facts(run, seen) {
     fact(run.phase === "ended" ? "Ended" : "Last step", format.ago(run.last_time), Number.isFinite(left) && run.phase !== "ended" ? `${format.duration(left * 3600)} left` : null));
 }
 
-export function aside(run) {
-  return el("div", { class: "stack" }, adviceCard(run), alertsCard(run), lineCard(run), attemptsCard(run), eventsCard(run));
+/** `act(what, ...)` does what a button says: mute and see of the service. */
+export function aside(run, act) {
+  return el("div", { class: "stack" }, adviceCard(run, act), alertsCard(run, act), lineCard(run), attemptsCard(run), eventsCard(run));
 }
 
-function adviceCard(run) {
+function adviceCard(run, act) {
   const a = run.advice;
   if (!a) return el("section", { class: "card note" }, el("h2", {}, "Advice"), el("p", { class: "muted" }, "None yet."));
   const miss = Number.isFinite(a.p_miss) ? a.p_miss : null;
-  return el("section", { class: "card note advice" },
+  return el("section", { class: `card note advice${a.seen ? " seen" : ""}` },
     el("h2", {}, "Advice"),
     el("p", { class: "say" }, `${(ACTIONS[a.action] ?? String(a.action)).replace(/^./, (c) => c.toUpperCase())}`),
     miss === null ? null : el("p", {}, `${format.percent(miss)} likely to miss the target`, Number.isFinite(run.target_loss) ? ` of ${format.loss(run.target_loss)}` : ""),
@@ -49,10 +50,33 @@ function adviceCard(run) {
     a.evidence?.length ? el("ul", {}, a.evidence.map((e) => el("li", {}, e))) : null,
     a.hours_left > 0 || a.money_left > 0 ? el("p", { class: "muted" }, "To the end: ",
       [a.hours_left > 0 ? format.duration(a.hours_left * 3600) : null, a.money_left > 0 ? format.money(a.money_left) : null].filter(Boolean).join(", ")) : null,
-    el("p", { class: "muted small" }, `As of step ${format.count(a.step)}. It recommends; people decide.`));
+    el("p", { class: "muted small" }, `As of step ${format.count(a.step)}. It recommends; people decide.`),
+    act ? adviceActs(run, a, act) : null);
 }
 
-function alertsCard(run) {
+function adviceActs(run, a, act) {
+  if (a.seen) {
+    return el("p", { class: "acts" }, el("span", { class: "muted small" }, a.seen.until ? `Snoozed by ${a.seen.by || "somebody"} until ${clock(a.seen.until)}. ` : `Acknowledged by ${a.seen.by || "somebody"} ${format.ago(a.seen.at)}. `),
+      el("button", { type: "button", class: "plain", onclick: () => act("see", run.run, null, true) }, "Take back"));
+  }
+  return el("p", { class: "acts" }, el("button", { type: "button", class: "plain", onclick: () => act("see", run.run, null) }, "Acknowledge"),
+    " ", el("button", { type: "button", class: "plain", onclick: () => act("see", run.run, 4 * 3600) }, "Snooze 4 h"));
+}
+
+const clock = (s) => new Date(1000 * s).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" });
+
+function muteActs(run, act) {
+  const m = run.muted;
+  if (m && m.until * 1000 > Date.now()) {
+    return el("p", { class: "acts" }, el("span", { class: "warn small" }, `${m.alerts?.length ? m.alerts.join(", ") : "All"} muted until ${clock(m.until)}${m.by ? ` by ${m.by}` : ""}${m.why ? `: ${m.why}` : ""} `),
+      el("button", { type: "button", class: "plain", onclick: () => act("mute", run.run, null) }, "Unmute"));
+  }
+  if (run.phase === "ended") return null;
+  return el("p", { class: "acts" }, el("span", { class: "muted small" }, "Mute for "), [["1 h", 3600], ["8 h", 28800], ["3 d", 259200]].flatMap(([text, s]) =>
+    [el("button", { type: "button", class: "plain", onclick: () => act("mute", run.run, s) }, text), " "]));
+}
+
+function alertsCard(run, act) {
   const alerts = [...(run.alerts ?? [])].reverse();
   return el("section", { class: "card note" }, el("h2", {}, "Alerts"),
     alerts.length ? el("ol", { class: "alerts" }, alerts.slice(0, 50).map((a) => el("li", {},
@@ -60,7 +84,8 @@ function alertsCard(run) {
       el("p", { class: "muted small" }, `Called at step ${format.count(a.step)}, since step ${format.count(a.since_step)}`,
         a.expected === null || a.expected === undefined ? `: ${format.loss(a.value)}` : `: ${format.loss(a.value)} where ${format.loss(a.expected)} was expected`,
         (a.resolved_step ?? null) === null ? "; open" : `; resolved at ${format.count(a.resolved_step)}`))))
-      : el("p", { class: "muted" }, "None raised."));
+      : el("p", { class: "muted" }, "None raised."),
+    act ? muteActs(run, act) : null);
 }
 
 function attemptsCard(run) {

@@ -1,0 +1,119 @@
+"""Mutes end by themselves, an acknowledgement holds for the advice as it was, and neither hides what is so."""
+
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from monitor.attention import Attention, duration
+from monitor.errors import WrongInput
+from tests.monitor.test_service import Open, curve, lines
+
+HOUR = 3600.0
+
+
+def operator(opened: Open) -> dict[str, str]:
+    return {"Authorization": f"Bearer {opened.monitor.tokens.create(('operate', 'read'), 'ann')}"}
+
+
+def test_a_mute_silences_the_rule_until_its_time_and_hides_nothing(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+    opened.send(*lines("a", [*curve(40), math.nan]))
+    opened.judged()
+    headers = operator(opened)
+    assert opened.client.post("/v1/runs/a/mute", json={"for_s": HOUR}).status_code == 403
+    made = opened.client.post(
+        "/v1/runs/a/mute", json={"for_s": HOUR, "alerts": ["LossNonFinite"], "why": "known"}, headers=headers
+    )
+    assert made.status_code == 200 and made.json()["until"] == 1e9 + HOUR and made.json()["by"] == "ann"
+    text = opened.client.get("/metrics").text
+    assert 'losscast_run_muted{alert="LossNonFinite",run="a"} 1.0' in text
+    assert 'losscast_verdict{run="a",state="non_finite",team=""} 1.0' in text, "the fact itself stays"
+    shown = opened.client.get("/v1/runs").json()["runs"][0]
+    assert shown["muted"]["why"] == "known" and shown["state"] == "non_finite"
+    now[0] += HOUR + 1
+    assert "losscast_run_muted" not in opened.client.get("/metrics").text
+    assert opened.client.get("/v1/runs/a").json()["muted"] is None
+    opened.client.post("/v1/runs/a/mute", json={"for_s": HOUR}, headers=headers)
+    assert 'run_muted{alert="all",run="a"}' in opened.client.get("/metrics").text
+    assert opened.client.delete("/v1/runs/a/mute", headers=headers).status_code == 204
+    assert "losscast_run_muted" not in opened.client.get("/metrics").text
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"for_s": 0}, {"for_s": -5}, {"for_s": 1e12}, {"for_s": "1h"}, {"for_s": True}, {"for_s": 60, "x": 1},
+             {"for_s": 60, "alerts": ["Watchdog"]}, {"for_s": 60, "alerts": "LossDiverged"}, {"for_s": 60, "why": "w" * 301}, []],
+)  # fmt: skip
+def test_a_mute_that_makes_no_sense_is_refused(tmp_path: Path, body: object) -> None:
+    opened = Open(tmp_path / "store")
+    opened.send(*lines("a", curve(3)))
+    answer = opened.client.post("/v1/runs/a/mute", json=body, headers=operator(opened))
+    assert answer.status_code == 422 and answer.json()["error"]
+    assert opened.monitor.attention.mutes(0.0) == {}
+    opened.close()
+
+
+def test_advice_that_was_seen_says_so_until_it_changes_or_the_snooze_is_over(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+    opened.send(*lines("a", curve(40)))
+    opened.judged()
+    headers = operator(opened)
+    assert opened.client.post("/v1/runs/a/advice", json={"for_s": HOUR}, headers=headers).status_code == 200
+    seen = opened.client.get("/v1/runs/a/advice").json()["advice"]["seen"]
+    assert seen == {"by": "ann", "at": 1e9, "until": 1e9 + HOUR}
+    now[0] += HOUR
+    assert opened.client.get("/v1/runs/a/advice").json()["advice"]["seen"] is None
+    opened.client.post("/v1/runs/a/advice", headers=headers)
+    assert opened.client.get("/v1/runs/a/advice").json()["advice"]["seen"]["until"] is None
+    opened.send(*lines("a", [math.nan], seq=40, step=41))
+    opened.judged()
+    advice = opened.client.get("/v1/runs/a/advice").json()["advice"]
+    assert advice["action"] == "roll_back" and advice["seen"] is None, "another advice is news"
+    opened.close()
+
+
+def test_the_command_line_mutes_beside_a_live_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Open(tmp_path / "store")
+    opened.send(*lines("a", curve(5)))
+    store = ["--store", str(tmp_path / "store")]
+    assert (
+        main(["monitor", "mute", "a", "--for", "2h", "--alert", "LossSpike", "--why", "noisy", *store]) == 0
+    )
+    assert opened.client.get("/v1/runs/a").json()["muted"]["alerts"] == ["LossSpike"]
+    capsys.readouterr()
+    assert main(["monitor", "mutes", "--json", *store]) == 0
+    assert json.loads(capsys.readouterr().out)["a"]["why"] == "noisy"
+    assert main(["monitor", "unmute", "a", *store]) == 0
+    assert opened.client.get("/v1/runs/a").json()["muted"] is None
+    for wrong in (["unmute", "a"], ["mute", "A", "--for", "2h"], ["mute", "a", "--for", "soon"],
+                  ["mute", "a", "--for", "99d"], ["mute", "a", "--for", "1h", "--alert", "Watchdog"]):  # fmt: skip
+        assert main(["monitor", *wrong, *store]) == 2, wrong
+    opened.close()
+
+
+def test_many_mute_at_once_and_none_is_lost(tmp_path: Path) -> None:
+    threads = [
+        threading.Thread(target=lambda i=i: Attention(tmp_path).mute(f"r{i}", 60, 1000.0)) for i in range(12)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert set(Attention(tmp_path).mutes(1001.0)) == {f"r{i}" for i in range(12)}
+    (tmp_path / "attention.json").write_text("{")
+    assert Attention(tmp_path).mutes(1001.0) == {}, "a damaged file mutes nobody"
+
+
+def test_durations() -> None:
+    assert [duration(t) for t in ("30s", "90m", "5min", "2h", "1.5d")] == [30, 5400, 300, 7200, 129600]
+    for bad in ("", "h", "5", "5w", "1h30"):
+        with pytest.raises(WrongInput):
+            duration(bad)
