@@ -88,4 +88,7 @@ def _title(law: Law) -> str:
     values = ", ".join(f"{k} {v:.3g}" for k, v in law.parameters.items() if k in ("E", "alpha", "beta", "b"))
     left = f"; {len(law.excluded)} left out" if law.excluded else ""
     unsure = "" if law.identifiable else "; not identifiable"
-    return f"{law.fit['best_form']} ({values}){left}{unsure}"
+    form = {"eased": "frontier, small runs eased", "eased_valley": "valley, small runs eased"}.get(
+        law.fit["best_form"], law.fit["best_form"]
+    )
+    return f"{form} ({values}){left}{unsure}"
