@@ -103,10 +103,14 @@ def bench_final(ratios: tuple[int, ...] = (100, 300, 1000, 8000)) -> list[dict]:
                                  "width": (q.p95 - q.p05) / loss, "identifiable": law.identifiable and (q.p95 - q.p05) / q.p50 <= WIDE})  # fmt: skip
         print(f"  {name}", file=sys.stderr, flush=True)
     for ratio in ratios:
-        for label, chosen in (("all", (True, False)), ("not seen", (False,))):
-            some = [r for r in rows if r["ratio"] == ratio and r["seen"] in chosen]
-            if some:
-                print(f"1/{ratio:,} {label:>12}: {summary(some)}")
+        for label, some in (
+            ("all", rows),
+            ("identifiable", [r for r in rows if r["identifiable"]]),
+            ("not seen", [r for r in rows if not r["seen"]]),
+        ):
+            here = [r for r in some if r["ratio"] == ratio]
+            if here:
+                print(f"1/{ratio:,} {label:>12}: {summary(here)}")
     print(
         "1/100, largest runs, recipe by recipe: " + "; ".join(recipes([r for r in rows if r["ratio"] == 100]))
     )
