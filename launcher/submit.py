@@ -159,7 +159,7 @@ FREE = frozenset({"team", "eval", "cluster", "kubernetes", "checkpoints", "law",
 
 def refuse_other(folder: RunFolder, spec: RunSpec) -> None:
     """Raise WrongInput where this submission would train nothing, or another model under the same name."""
-    result, old = read_json(folder.result), read_json(folder.spec)
+    result, old = read_json(folder.result), _as_now(read_json(folder.spec))
     if result is not None and result.get("digest") == spec.digest:
         raise WrongInput(
             f"{spec.name}: is finished (loss {result.get('loss')}, {folder.path}). Submit under another name to train again."
@@ -185,6 +185,14 @@ def refuse_again(folder: RunFolder, spec: RunSpec, ray_env: Mapping[str, str]) -
         raise Held(
             f"{spec.name}: job {job.job} is {state} at {job.dashboard}. Stop it with `losscast stop {spec.name}`, or wait for it."
         )
+
+
+def _as_now(old: Any) -> Any:
+    """A spec that an older losscast wrote, with the keys that it did not know yet at their defaults."""
+    try:
+        return None if old is None else RunSpec.from_dict(old).to_dict()
+    except WrongInput:
+        return old
 
 
 def register_prediction(folder: RunFolder, prediction: dict[str, Any]) -> None:
