@@ -76,6 +76,12 @@ def lacking(bundles: Sequence[Mapping[str, float]], picture: Picture, ours: str 
     bundles   one a rank: Ray's resource names and amounts
     ours      the run's own job_id, left out of who holds what
     """
+    if ours is not None and ours in picture.placed and not any(w.job_id == ours for w in picture.waiting):
+        held = {"missing": {}, "ever_fits": True, "held": dict(picture.placed[ours])}
+        words = (
+            f"its ranks have their places ({amounts(picture.placed[ours])}), and are loading what they need"
+        )
+        return Reason(words, (), (), held)
     need = summed(bundles)
     nodes, kinds = picture.nodes, {json.dumps(b, sort_keys=True): b for b in bundles}
     total = {key: sum(n.total.get(key, 0.0) for n in nodes) for key in need}

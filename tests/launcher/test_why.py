@@ -43,6 +43,12 @@ def test_enough_in_all_and_not_together_on_one_machine_is_said() -> None:
     assert "not together on one machine" in reason.headline and "place for 1 of 2 ranks" in reason.headline
 
 
+def test_a_run_that_has_its_places_waits_for_nothing() -> None:
+    picture = Picture(nodes=(node("a", 2, 0, {"CPU": 2.0}),), placed={"03": {"CPU": 2.0}})
+    reason = lacking([{"CPU": 1.0}] * 2, picture, "03")
+    assert reason.facts["missing"] == {} and "have their places (2 CPU)" in reason.headline
+
+
 def test_the_autoscalers_words_are_passed_on() -> None:
     status = {
         "clusterStatus": {
