@@ -15,6 +15,8 @@ WINDOW = 64
 """Steps that a judgement looks back on."""
 SLOW_RATIO = 1.3
 """A rank is a straggler when the median of its own time is this many times the median rank's."""
+FAIR_RATIO = 1.1
+"""And it is none any more below this."""
 
 
 class Stopwatch:
@@ -83,6 +85,10 @@ class Stragglers:
         usual = [statistics.median(row[rank] for row in self._rows) for rank in range(ranks)]
         slow = max(range(len(usual)), key=usual.__getitem__)
         others = statistics.median(usual[:slow] + usual[slow + 1 :])
-        if others <= 0 or usual[slow] < SLOW_RATIO * others:
+        ratio = usual[slow] / others if others > 0 else 1.0
+        named = self._named
+        if named is not None and usual[named] >= FAIR_RATIO * others and ratio < SLOW_RATIO:
+            slow, ratio = named, usual[named] / others
+        elif ratio < SLOW_RATIO:
             return None, 1.0
-        return slow, usual[slow] / others
+        return slow, ratio

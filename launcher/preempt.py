@@ -75,7 +75,8 @@ def read_notices(document: Any, host: str | None) -> dict[str, Notice]:
 class Watch:
     """Decides when notices call for a checkpoint. Pure: time is passed in, in seconds since the epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, gap_s: float = GAP_S) -> None:
+        self._gap_s = gap_s
         self.open: dict[str, Notice] = {}
         self._owed = False
         self._last_call: set[str] = set()
@@ -105,7 +106,7 @@ class Watch:
 
     def save_now(self, now: float) -> bool:
         """True when the ranks should commit now; then it counts as asked."""
-        if not self._owed or now - self._asked < GAP_S:
+        if not self._owed or now - self._asked < self._gap_s:
             return False
         self._owed, self._asked = False, now
         return True
@@ -132,9 +133,11 @@ def _get(url: str) -> bytes:
 class Sentry:
     """A thread that asks the service once a second and calls `save` when a checkpoint is due. Never raises."""
 
-    def __init__(self, base: str, save: Callable[[], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, base: str, save: Callable[[], None], say: Callable[[str], None], gap_s: float = GAP_S
+    ) -> None:
         self._base, self._save, self._say = base, save, say
-        self._watch, self._stop = Watch(), threading.Event()
+        self._watch, self._stop = Watch(gap_s), threading.Event()
         self._host = os.environ.get("LOSSCAST_HOST_NAME")
         self.last: Notice | None = None
         """The newest notice that has not been withdrawn."""

@@ -1,0 +1,152 @@
+"""SIGKILL of a worker to the first new step: losscast beside Ray Train's default, the same job on the same machine in one run.
+
+    python bench/recovery.py [--rounds 3] [--actor]
+
+The job is a ZeRO-1 gpt on two ranks with a checkpoint every 20 steps. Both sides train with the same worker
+(`launcher.worker.train`) and resume from the newest verified checkpoint; Ray Train's own part is what restarts it
+(TorchTrainer, FailureConfig, nothing else changed). Rounds of the two alternate, each on a Ray cluster of its own, so that
+both see the same machine. Seconds, by the clock that also stamps each step in curve.csv. `--actor` kills losscast's Ray
+actor, which owns the process that trains, instead of that process; Ray Train's worker is its actor.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launcher import local_ray
+from launcher.runfolder import RunFolder, write_whole
+from tests.faults.training import command_line, spec_of, start, until
+
+STEPS = 100_000
+TRAIN = """
+import os, sys
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+def loop(config):
+    from dataclasses import asdict
+    import torch.distributed as dist
+    from launcher import worker
+    from launcher.runfolder import RunFolder, read_json
+    from launcher.saving import shared_assignment
+    from launcher.spec import RunSpec
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = RunFolder.at(config["folder"])
+    worker.train(shared_assignment(RunSpec.from_dict(read_json(folder.spec))))
+
+ray.init(address="auto", log_to_driver=False)
+TorchTrainer(
+    loop, train_loop_config={"folder": sys.argv[1]}, scaling_config=ScalingConfig(num_workers=2),
+    run_config=RunConfig(storage_path=sys.argv[2], failure_config=FailureConfig(max_failures=3)),
+).fit()
+"""
+
+
+def first_step(folder: RunFolder, attempt: int) -> float:
+    """When the attempt made its first step, seconds since the epoch."""
+
+    def row() -> str:
+        try:
+            lines = folder.curve(attempt).read_text().splitlines()
+        except OSError:
+            return ""
+        return lines[1] if len(lines) > 2 else ""
+
+    return float(until(row, f"a step of attempt {attempt}", 400.0).rsplit(",", 1)[1])
+
+
+def losscast(home: Path, kill_actor: bool) -> tuple[float, float]:
+    """Seconds from submit to the first step, and from the kill to the first new one."""
+    head = local_ray.start(home / "ray", cpus=2)
+    try:
+        began = time.time()
+        run = start(spec_of(home, "ours", steps=STEPS), head)
+        started = first_step(run.folder, 1) - began
+        run.reached(100, attempt=1)
+        victim = (run.actors() if kill_actor else run.training())[-1]
+        killed = time.time()
+        os.kill(victim, signal.SIGKILL)
+        return started, first_step(run.folder, 2) - killed
+    finally:
+        local_ray.stop(head)
+
+
+def ray_train(home: Path) -> tuple[float, float]:
+    """The same of Ray Train."""
+    import subprocess
+
+    head = local_ray.start(home / "ray", cpus=3)  # its controller takes a CPU slot too
+    spec = spec_of(home, "theirs", steps=STEPS)
+    folder = RunFolder.of(spec.checkpoints.url, spec.name)
+    write_whole(folder.spec, spec.to_dict())
+    (home / "train.py").write_text(TRAIN)
+    log = home / "train.log"
+    env = {
+        **os.environ, **head.environment(), "RAY_ADDRESS": head.address, "RAY_TRAIN_V2_ENABLED": "1",
+        "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }  # fmt: skip
+    process = None
+    try:
+        began = time.time()
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, str(home / "train.py"), str(folder.path), str(home / "storage")],
+                stdout=out, stderr=out, env=env,
+            )  # fmt: skip
+        started = first_step(folder, 1) - began
+        until(lambda: len(folder.curve(1).read_text().splitlines()) > 100, "step 100")
+        workers = [p for p in local_ray.descendants(head.pid) if "RayTrainWorker" in command_line(p)]
+        killed = time.time()
+        os.kill(workers[-1], signal.SIGKILL)
+        return started, first_step(folder, 2) - killed
+    except AssertionError:
+        print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
+        raise
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        local_ray.stop(head)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--actor", action="store_true")
+    args = parser.parse_args()
+    ours, theirs = [], []
+    for n in range(args.rounds):
+        with tempfile.TemporaryDirectory(prefix="lc-bench-") as folder:
+            (Path(folder) / "a").mkdir()
+            (Path(folder) / "b").mkdir()
+            ours.append(losscast(Path(folder) / "a", args.actor))
+            theirs.append(ray_train(Path(folder) / "b"))
+        print(
+            f"round {n + 1}: kill to first new step: losscast {ours[-1][1]:.1f} s, Ray Train {theirs[-1][1]:.1f} s "
+            f"(start to first step {ours[-1][0]:.1f}, {theirs[-1][0]:.1f}; load {os.getloadavg()[0]:.1f})",
+            file=sys.stderr,
+        )
+    mine, his = (statistics.median(r[1] for r in rows) for rows in (ours, theirs))
+    print(
+        json.dumps(
+            {
+                "killed": "actor" if args.actor else "training process",
+                "losscast_s": [round(r[1], 2) for r in ours], "ray_train_s": [round(r[1], 2) for r in theirs],
+                "median_losscast_s": round(mine, 2), "median_ray_train_s": round(his, 2),
+                "ratio": round(mine / his, 3),
+            }
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
