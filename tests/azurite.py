@@ -59,6 +59,10 @@ class Azurite:
         """For LOSSCAST_AZ_ENDPOINT."""
         return self.url.replace(ACCOUNT, "{account}")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __enter__(self) -> "Azurite":
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [

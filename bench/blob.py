@@ -1,0 +1,248 @@
+"""Azure Blob through Azurite: our store beside the best plain use of the SDK, and what an upload costs a training step.
+
+    python bench/blob.py [--rounds 5] [--only files | steps] [--json]
+
+Files: 500 x 100 KB and 8 x 64 MiB, up and down, by turns in one run: ours (hashed on the way, each file's sha256 returned)
+and the SDK alone (nothing hashed), as the fastest of a few ways to use it: threads over files, blocks in parallel inside a
+file, both. The figure is the median over rounds of SDK seconds / our seconds: 1 is as fast, less is slower.
+
+Steps: one CPU thread trains a small transformer; between, a checkpoint is uploaded by the process that carries a rank's
+shards in a real run, over https with workload identity, committed through the log. The figure is the median step
+while it uploads over the median step before and after. Azurite runs niced: it stands for a service elsewhere.
+
+Needs azurite-blob on the PATH; with less than three cores free the figures say more about the machine than about us.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.azurite import ACCOUNT, KEY, Azurite, Entra
+
+SETS = {"500 x 100 KB": (500, 100_000), "8 x 64 MiB": (8, 64 << 20)}
+
+
+def plain_ways(url: str, threads: int, inside: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Upload and download with the SDK alone: so many files at once, so many blocks at once inside each."""
+    from azure.storage.blob import ContainerClient
+
+    client = ContainerClient(
+        url, "bench", credential=KEY, max_block_size=8 << 20, max_single_put_size=8 << 20,
+        max_single_get_size=8 << 20, max_chunk_get_size=8 << 20,
+    )  # fmt: skip
+
+    def up(files: dict[str, Path]) -> None:
+        def one(item: tuple[str, Path]) -> None:
+            with item[1].open("rb") as data:
+                client.upload_blob(item[0], data, overwrite=True, max_concurrency=inside)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(one, files.items()))
+
+    def down(files: dict[str, Path]) -> None:
+        def one(item: tuple[str, Path]) -> None:
+            with item[1].open("wb") as target:
+                client.download_blob(item[0], max_concurrency=inside).readinto(target)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(one, files.items()))
+
+    return up, down
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def files(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    answers = []
+    with Azurite(folder / "azurite") as azurite:
+        azurite.create("bench")
+        store = azurite.store("bench", "ours")
+        for label, (count, size) in SETS.items():
+            source = folder / "in"
+            shutil.rmtree(source, ignore_errors=True)
+            source.mkdir()
+            for i in range(count):
+                (source / str(i)).write_bytes(os.urandom(size))
+            sources = {f"f-{i}": source / str(i) for i in range(count)}
+            targets = {f"f-{i}": folder / "out" / str(i) for i in range(count)}
+            (folder / "out").mkdir(exist_ok=True)
+            ways = (
+                {(8, 1): None, (4, 4): None, (1, 8): None}
+                if size > 1 << 20
+                else {(8, 1): None, (16, 1): None}
+            )
+            plain = {way: plain_ways(azurite.url, *way) for way in ways}
+            seconds: dict[str, dict[Any, list[float]]] = {"up": {}, "down": {}}
+            for turn in range(rounds + 1):
+                for direction, files_of in (("up", sources), ("down", targets)):
+                    order: list[tuple[Any, Callable[[], Any]]] = [
+                        ("ours", lambda d=direction, f=files_of: (store.upload if d == "up" else store.download)(f)),
+                        *((w, lambda u=u, f=files_of: u(f)) for w, u in ((w, p[direction == "down"]) for w, p in plain.items())),
+                    ]  # fmt: skip
+                    for name, work in order[turn % len(order) :] + order[: turn % len(order)]:
+                        took = timed(work)
+                        if turn:  # the first round warms caches and connections
+                            seconds[direction].setdefault(name, []).append(took)
+            for direction, by in seconds.items():
+                best = min((w for w in by if w != "ours"), key=lambda w: statistics.median(by[w]))
+                ratios = [theirs / ours for theirs, ours in zip(by[best], by["ours"], strict=True)]
+                answers.append(
+                    {
+                        "files": label, "direction": direction, "ours_s": round(statistics.median(by["ours"]), 3),
+                        "sdk_s": round(statistics.median(by[best]), 3),
+                        "sdk_best": f"{best[0]} files at once, {best[1]} blocks at once in each",
+                        "ratio": round(statistics.median(ratios), 3), "lowest": round(min(ratios), 3),
+                        "highest": round(max(ratios), 3),
+                    }
+                )  # fmt: skip
+    return answers
+
+
+def trainer() -> Callable[[], None]:
+    import torch
+
+    from launcher.workloads.gpt import GPT, GPTShape
+
+    torch.set_num_threads(1)
+    model = GPT(
+        GPTShape(
+            layers=2, width=96, heads=4, context=128, vocab=256, mlp_ratio=4, positions="rotary", tied=True
+        )
+    )
+    model.initialise(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rows = torch.randint(0, 256, (4, 129))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()).backward()
+        optimizer.step()
+
+    return step
+
+
+def steps(folder: Path, rounds: int) -> dict[str, Any]:
+    from launcher.runfolder import RunFolder
+    from launcher.spec import RunSpec
+    from launcher.specfile import read_spec
+    from launcher.upload import Carrier, staging
+
+    with Azurite(folder / "azurite-tls", oauth=True) as azurite, Entra(azurite.certificate) as entra:
+        os.setpriority(os.PRIO_PROCESS, azurite.pid, 19)
+        azurite.create("bench")
+        os.environ |= entra.environment | {
+            "LOSSCAST_AZ_ENDPOINT": azurite.endpoint,
+            "LOSSCAST_WORK": str(folder / "work"),
+        }
+        path = folder / "run.yaml"
+        path.write_text(
+            "name: bench\nworkload: {kind: gpt, layers: 2, width: 96, heads: 4, context: 128}\n"
+            "data: {path: stdlib}\ntrain: {tokens: 1e6, batch_tokens: 512, lr: 1e-3, schedule: {kind: constant}}\n"
+            f'checkpoints: {{url: "az://{ACCOUNT}/bench/runs"}}\n'
+        )
+        spec: RunSpec = read_spec(path)
+        run = RunFolder.of(spec.checkpoints.url, spec.name)
+        shards = folder / "shards"
+        shards.mkdir()
+        for i in range(4):
+            (shards / f"shard-{i}").write_bytes(os.urandom(64 << 20))
+        step = trainer()
+        for _ in range(30):
+            step()
+        from launcher.saving import run_log
+
+        with run_log(run).take("bench") as holding:
+            carrier = Carrier(run, holding.attempt, spec, 0, 1)
+            try:
+                return _measure(run, holding.attempt, carrier, shards, step, rounds, staging)
+            finally:
+                carrier.close()
+
+
+def _measure(
+    run: Any, attempt: int, carrier: Any, shards: Path, step: Callable[[], None], rounds: int, staging: Any
+) -> dict[str, Any]:
+    pairs, moving, still = [], [], []
+    for turn in range(1, rounds + 2):
+        place = staging(run, attempt, 0, turn)
+        place.mkdir(parents=True)
+        for path in shards.iterdir():
+            os.link(path, place / path.name)
+        before = _steps(step, lambda began: time.perf_counter() - began < 2)
+        carrier.carry(turn, place, patience_s=0)
+        during = _steps(step, lambda began: carrier.busy)
+        why = carrier.outcome(turn)
+        if why is not None:
+            raise RuntimeError(why)
+        after = _steps(step, lambda began: time.perf_counter() - began < 2)
+        if turn > 1:
+            moving += during
+            still += before + after
+            pairs.append(statistics.median(during) / statistics.median(before + after))
+    return {
+        "uploaded": "256 MiB in 4 shards", "step_s": round(statistics.median(still), 5),
+        "step_while_uploading_s": round(statistics.median(moving), 5), "uploads": len(pairs),
+        "ratio": round(statistics.median(pairs), 3), "lowest": round(min(pairs), 3), "highest": round(max(pairs), 3),
+    }  # fmt: skip
+
+
+def _steps(step: Callable[[], None], go: Callable[[float], bool]) -> list[float]:
+    began, took = time.perf_counter(), []
+    while go(began):
+        at = time.perf_counter()
+        step()
+        took.append(time.perf_counter() - at)
+    return took
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("files", "steps"))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if shutil.which("azurite-blob") is None:
+        print("no azurite-blob here: npm install -g azurite. Nothing was measured.", file=sys.stderr)
+        return 0
+    answer: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.only != "steps":
+            answer["files"] = files(Path(folder), args.rounds)
+        if args.only != "files":
+            answer["steps"] = steps(Path(folder), args.rounds)
+    if args.json:
+        print(json.dumps(answer))
+        return 0
+    print(f"{answer['cores']} cores, load {answer['load']} at the start")
+    for row in answer.get("files", []):
+        print(
+            f"{row['files']:>14} {row['direction']:<4}  ours {row['ours_s']:.2f} s, SDK {row['sdk_s']:.2f} s ({row['sdk_best']}): "
+            f"{row['ratio']:.2f} of the SDK's speed ({row['lowest']:.2f} to {row['highest']:.2f})"
+        )
+    if "steps" in answer:
+        row = answer["steps"]
+        print(
+            f"step {row['step_s'] * 1e3:.1f} ms, while {row['uploaded']} upload {row['step_while_uploading_s'] * 1e3:.1f} ms: "
+            f"{row['ratio']:.3f} ({row['lowest']:.3f} to {row['highest']:.3f}, {row['uploads']} uploads)"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Saving while the storage is slow, away, or somebody else's: training goes on, nothing half saved counts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.azurite import ACCOUNT, KEY, Azurite, Entra, free_port, needs_azurite
+
+pytestmark = pytest.mark.faults
+pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
+needs_azurite()
+
+from launcher.runfolder import RunFolder  # noqa: E402
+from launcher.runlog import RunLog, Superseded  # noqa: E402
+from launcher.specfile import read_spec  # noqa: E402
+from launcher.upload import Saver  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = """
+name: {name}
+workload: {{kind: gpt, layers: 1, width: 16, heads: 1, context: 32}}
+data: {{path: stdlib}}
+train: {{tokens: 1e5, batch_tokens: 256, lr: 1e-3, schedule: {{kind: constant}}}}
+checkpoints: {{url: "az://{account}/runs/team"}}
+"""
+
+
+class Engine:
+    """Writes shards as DeepSpeed does, without a model."""
+
+    def __init__(self, size: int = 200_000) -> None:
+        self.size = size
+
+    def save_checkpoint(self, folder: str, tag: str, **more: Any) -> None:
+        place = Path(folder, tag)
+        place.mkdir(parents=True)
+        for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+            (place / name).write_bytes(os.urandom(self.size))
+
+
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    import torch.distributed as dist
+
+    folder = tmp_path_factory.mktemp("azurite-tls")
+    with (
+        Azurite(folder, oauth=True) as service,
+        Entra(service.certificate) as entra,
+        pytest.MonkeyPatch.context() as m,
+    ):
+        service.create("runs")
+        for key, value in entra.environment.items():
+            m.setenv(key, value)
+        m.setenv("LOSSCAST_AZ_ENDPOINT", service.endpoint)
+        m.setenv("LOSSCAST_WORK", str(folder / "work"))
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+        try:
+            yield service
+        finally:
+            dist.destroy_process_group()
+
+
+@pytest.fixture
+def run(azurite: Azurite, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[RunFolder, Any, RunLog]:
+    from infra.blob import BlobStore
+
+    name = f"run-{abs(hash(request.node.name)) % 10**8}"
+    path = tmp_path / "run.yaml"
+    path.write_text(SPEC.format(name=name, account=ACCOUNT))
+    spec = read_spec(path)
+    store = BlobStore(azurite.url, "runs", f"team/{name}", KEY)
+    return RunFolder.of(spec.checkpoints.url, name), spec, RunLog(store, name)
+
+
+def wait_for(what: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_save_due_while_another_is_under_way_is_skipped_said_and_counted(
+    azurite: Azurite, run: tuple[RunFolder, Any, RunLog]
+) -> None:
+    folder, spec, log = run
+    said: list[str] = []
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+        try:
+            assert saver.save(Engine(), 5, wait=True) and saver.committed() == [5]
+            os.kill(azurite.pid, signal.SIGSTOP)  # storage answers nothing
+            try:
+                began = time.monotonic()
+                assert saver.save(Engine(), 10, wait=False)
+                assert not saver.save(Engine(), 15, wait=False)
+                assert not saver.save(Engine(), 20, wait=False)
+                assert saver.committed() == [] and time.monotonic() - began < 3, "training waited for storage"
+            finally:
+                os.kill(azurite.pid, signal.SIGCONT)
+            assert saver.skipped == 2 and len(said) == 1
+            assert "step 15: no checkpoint, that of step 10 is still on its way" in said[0]
+            assert saver.save(Engine(), 25, wait=True)
+            assert saver.committed() == [10, 25]
+        finally:
+            saver.close()
+    assert [e.fields["step"] for e in log.commits()] == [25, 10, 5]
+
+
+def test_who_lost_the_run_saves_nothing_and_is_told(run: tuple[RunFolder, Any, RunLog]) -> None:
+    folder, spec, log = run
+    first = log.take("job")
+    saver = Saver(folder, first.attempt, spec, 0, 1)
+    try:
+        assert saver.save(Engine(), 5, wait=True)
+        first.release()
+        with RunLog(log.store, log.run).take("another"), pytest.raises(Superseded):
+            saver.save(Engine(), 10, wait=True)
+    finally:
+        saver.close()
+    assert [e.fields["step"] for e in log.commits()] == [5]
+
+
+def test_a_storage_that_refuses_is_said_in_one_line_and_training_goes_on(
+    azurite: Azurite, run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec, log = run
+    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", "/nowhere")
+    said: list[str] = []
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+        try:
+            assert saver.save(Engine(), 5, wait=False)
+            wait_for(lambda: saver.committed() == [] and said)
+            assert len(said) == 1 and "\n" not in said[0]
+            assert said[0].startswith("step 5: the checkpoint was not committed, training goes on: ")
+        finally:
+            saver.close()
+    assert log.commits() == []
+
+
+TRAINER = """
+import sys
+from launcher.runfolder import RunFolder
+from launcher.specfile import read_spec
+from launcher.upload import Carrier
+spec = read_spec(sys.argv[1])
+carrier = Carrier(RunFolder.of(spec.checkpoints.url, spec.name), 1, spec, 0, 1)
+print(carrier._process.pid, flush=True)
+import time; time.sleep(600)
+"""
+
+
+def test_a_carrier_ends_with_its_trainer(run: tuple[RunFolder, Any, RunLog], tmp_path: Path) -> None:
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(tmp_path / "run.yaml")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert trainer.stdout is not None
+    carrier = int(trainer.stdout.readline())
+    assert alive(carrier)
+    trainer.kill()
+    trainer.wait()
+    wait_for(lambda: not alive(carrier), 20)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
