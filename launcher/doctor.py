@@ -10,21 +10,19 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import WrongInput
-from launcher.spec import RunSpec
 
 State = Literal["pass", "warn", "fail", "skip"]
 DEADLINE_S = 9.0
@@ -77,7 +75,7 @@ def examine(checks: Mapping[str, Check], deadline_s: float = DEADLINE_S) -> list
                 )
             )
         except Exception as error:
-            found.append(Finding(name, "fail", _line(error), "what it says above"))
+            found.append(Finding(name, "fail", one_line(error), "what it says above"))
     return found
 
 
@@ -160,7 +158,7 @@ def compiler() -> list[Finding]:
             Finding(
                 "compiler",
                 "fail",
-                f"{cc} can't build a program: {_line(done.stderr)}",
+                f"{cc} can't build a program: {one_line(done.stderr)}",
                 "apt-get install build-essential",
             )
         ]
@@ -245,204 +243,9 @@ def shadows(folder: Path) -> list[Finding]:
         refuse_shadows(folder)
     except WrongInput as error:
         return [
-            Finding("working directory", "fail", _line(error), "rename it, or submit from another folder")
+            Finding("working directory", "fail", one_line(error), "rename it, or submit from another folder")
         ]
     return [Finding("working directory", "pass", "shadows nothing")]
-
-
-def gpus(spec: RunSpec | None) -> list[Finding]:
-    """What nvidia-smi sees, against what the spec counts on where it runs on this machine."""
-    wanted = spec.cluster.gpus_per_node if spec is not None and spec.cluster.to == "local" else 0
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
-        if wanted:
-            fix = "install the driver, or set cluster.gpus_per_node to 0"
-            return [Finding("gpus", "fail", f"the spec wants {wanted} here, and there is no nvidia-smi", fix)]
-        return [Finding("gpus", "skip", "no nvidia-smi: no NVIDIA GPU is looked at")]
-    fields = "index,name,memory.total,memory.used,driver_version,ecc.errors.uncorrected.volatile.total"
-    done = subprocess.run(
-        [smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=8,
-    )
-    if done.returncode:
-        why = _line(done.stdout or done.stderr)
-        return [
-            Finding(
-                "gpus",
-                "fail",
-                f"nvidia-smi: {why}",
-                "is the driver the kernel's own? reboot, or reinstall it",
-            )
-        ]
-    rows = [[p.strip() for p in line.split(",")] for line in done.stdout.strip().splitlines()]
-    return gpu_findings(rows, wanted, spec.cluster.gpu if spec else None)
-
-
-def gpu_findings(rows: Sequence[Sequence[str]], wanted: int, named: str | None) -> list[Finding]:
-    """nvidia-smi's rows (index, name, MiB in all, MiB used, driver, uncorrected ECC errors) as findings. Pure."""
-    from launcher.gpus import gpu_named
-
-    if not rows:
-        state: State = "fail" if wanted else "skip"
-        return [Finding("gpus", state, "none", "set cluster.gpus_per_node to 0" if wanted else "")]
-    names = sorted({r[1] for r in rows})
-    found = [Finding("gpus", "pass", f"{len(rows)} x {', '.join(names)}, driver {rows[0][4]}")]
-    if wanted > len(rows):
-        found.append(
-            Finding(
-                "gpus",
-                "fail",
-                f"the spec wants {wanted} and {len(rows)} are here",
-                "set cluster.gpus_per_node",
-            )
-        )
-    expected = gpu_named(named)
-    if expected is not None and all(gpu_named(n) != expected for n in names):
-        found.append(Finding("gpus", "warn", f"cluster.gpu says {named}", f"set cluster.gpu to {names[0]}"))
-    for index, _, total, used, _, ecc in (r[:6] for r in rows):
-        if ecc.isdigit() and int(ecc):
-            fix = "drain this machine; nvidia-smi -q -d ECC tells more"
-            found.append(Finding("gpus", "fail", f"GPU {index} has {ecc} uncorrected memory errors", fix))
-        if total.isdigit() and used.isdigit() and int(used) > 0.1 * int(total):
-            fix = "nvidia-smi names the processes; end what is left of an old run"
-            found.append(
-                Finding("gpus", "warn", f"GPU {index}: {used} of {total} MiB are in use already", fix)
-            )
-    return found
-
-
-def all_reduce() -> list[Finding]:
-    """NCCL between the GPUs of this machine, in processes of their own."""
-    if shutil.which("nvidia-smi") is None:
-        return [Finding("all-reduce", "skip", "no GPU")]
-    if importlib.util.find_spec("torch") is None:
-        return [Finding("all-reduce", "skip", "torch is not installed")]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "launcher.doctor_nccl"],
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S - 0.5,
-        )
-    except subprocess.TimeoutExpired:
-        fix = "NCCL_DEBUG=INFO python -m launcher.doctor_nccl shows where it hangs"
-        return [Finding("all-reduce", "warn", f"not done within {DEADLINE_S - 0.5:.1f} s", fix)]
-    said = done.stdout.strip().splitlines()
-    if done.returncode or not said:
-        why = _line((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
-        return [
-            Finding("all-reduce", "fail", why, "NCCL_DEBUG=INFO python -m launcher.doctor_nccl shows more")
-        ]
-    if said[-1].startswith("skipped"):
-        fix = "install the torch build for this driver (pytorch.org), and look at CUDA_VISIBLE_DEVICES"
-        return [Finding("all-reduce", "warn", said[-1], fix)]
-    return [Finding("all-reduce", "pass", said[-1])]
-
-
-# the places a run needs
-
-
-def ray_findings(spec: RunSpec | None, local: Any, settings: Mapping[str, str]) -> list[Finding]:
-    """The cluster: that it answers, that it takes our token, and that it takes nobody without one.
-
-    local   the local Ray's Head, None while it is down
-    """
-    from launcher.cluster import Cluster
-    from launcher.errors import Failed
-
-    to = spec.cluster.to if spec is not None else "local"
-    if to == "kuberay":
-        return [Finding("ray", "skip", "kuberay makes its own for each run")]
-    if to == "local" and local is None:
-        return [
-            Finding(
-                "ray", "pass", "no local Ray runs; submit starts one, with token authentication, on loopback"
-            )
-        ]
-    address, env = (local.dashboard, local.environment()) if to == "local" else (to, settings)
-    cluster = Cluster(address, env)
-    try:
-        version, resources = cluster.version(5.0), cluster.resources()
-    except Failed as error:
-        return [
-            Finding(
-                "ray",
-                "fail",
-                _line(error),
-                "is the address the dashboard's, and RAY_AUTH_TOKEN_PATH its token's?",
-            )
-        ]
-    told = ", ".join(f"{resources[k]:g} {k}" for k in ("CPU", "GPU") if k in resources)
-    found = [Finding("ray", "pass", f"{version} at {cluster.address}: {told}")]
-    if tuple(int(p) for p in re.findall(r"\d+", version)[:2]) < RAY_WITH_AUTH:
-        found.append(Finding("ray", "fail", f"{version} knows no authentication", "upgrade to 2.52 or newer"))
-    try:
-        Cluster(cluster.address, {}).get("/api/jobs/", 5.0)
-    except Failed:
-        found.append(Finding("ray auth", "pass", "refuses whoever has no token"))
-    else:
-        loopback = re.match(r"https?://(127\.|localhost|\[::1\])", cluster.address)
-        fix = "start every node with RAY_AUTH_MODE=token (docs/azure.md), or keep it on loopback"
-        state: State = "warn" if loopback else "fail"
-        found.append(Finding("ray auth", state, "runs the code of anyone who reaches it", fix))
-    return found
-
-
-def storage(url: str) -> list[Finding]:
-    """Write, the lease's put-if-absent, read and delete, on one scratch key."""
-    from launcher.storage import Exists, Missing, open_store
-
-    fix = (
-        "give this identity the role Storage Blob Data Contributor on the container"
-        if url.startswith("az://")
-        else ("choose a folder that you may write")
-    )
-    store, key = open_store(url), f".doctor-{secrets.token_hex(6)}/probe"
-    done, began = [], time.monotonic()
-    try:
-        store.put_new(key, b"one")
-        done.append("write")
-        try:
-            store.put_new(key, b"two")
-        except Exists:
-            done.append("lease")
-        else:
-            return [
-                Finding(
-                    "storage",
-                    "fail",
-                    f"{url}: a key could be created twice: two runs could both own one",
-                    "use another storage",
-                )
-            ]
-        if store.get(key) != b"one":
-            return [
-                Finding(
-                    "storage",
-                    "fail",
-                    f"{url}: what was written reads back as something else",
-                    "use another storage",
-                )
-            ]
-        done.append("read")
-        store.delete(key)
-        try:
-            store.get(key)
-            return [
-                Finding(
-                    "storage", "fail", f"{url}: a deleted key is still there", "retention needs to delete"
-                )
-            ]
-        except Missing:
-            done.append("delete")
-    except Exception as error:
-        after = f" after {', '.join(done)}" if done else ""
-        return [Finding("storage", "fail", f"{url}: {_line(error)}{after}", fix)]
-    return [
-        Finding("storage", "pass", f"{url}: {', '.join(done)} in {1000 * (time.monotonic() - began):.0f} ms")
-    ]
 
 
 def _size(number: float) -> str:
@@ -458,5 +261,5 @@ def _read(path: str) -> str:
         return ""
 
 
-def _line(error: Any) -> str:
+def one_line(error: Any) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

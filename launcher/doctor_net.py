@@ -1,8 +1,10 @@
-"""Doctor's questions to the services beside a run: the monitor, Prometheus, Kubernetes."""
+"""Doctor's questions to what lies outside this machine: the cluster, the storage, the monitor, Prometheus, Kubernetes."""
 
 import email.utils
 import http.client
 import json
+import re
+import secrets
 import shutil
 import subprocess
 import time
@@ -10,13 +12,115 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
-from launcher.doctor import SKEW_S, Finding, State, _line
+from launcher.doctor import RAY_WITH_AUTH, SKEW_S, Finding, State, one_line
 from launcher.spec import RunSpec
 
 TIMEOUT_S = 4.0
 RULE = "LossDiverged"
 """One of the alerts of k8s/rules: where it is loaded, they are."""
+
+
+def ray_findings(spec: RunSpec | None, local: Any, settings: Mapping[str, str]) -> list[Finding]:
+    """The cluster: that it answers, that it takes our token, and that it takes nobody without one.
+
+    local   the local Ray's Head, None while it is down
+    """
+    from launcher.cluster import Cluster
+    from launcher.errors import Failed
+
+    to = spec.cluster.to if spec is not None else "local"
+    if to == "kuberay":
+        return [Finding("ray", "skip", "kuberay makes its own for each run")]
+    if to == "local" and local is None:
+        return [
+            Finding(
+                "ray", "pass", "no local Ray runs; submit starts one, with token authentication, on loopback"
+            )
+        ]
+    address, env = (local.dashboard, local.environment()) if to == "local" else (to, settings)
+    cluster = Cluster(address, env)
+    try:
+        version, resources = cluster.version(5.0), cluster.resources()
+    except Failed as error:
+        return [
+            Finding(
+                "ray",
+                "fail",
+                one_line(error),
+                "is the address the dashboard's, and RAY_AUTH_TOKEN_PATH its token's?",
+            )
+        ]
+    told = ", ".join(f"{resources[k]:g} {k}" for k in ("CPU", "GPU") if k in resources)
+    found = [Finding("ray", "pass", f"{version} at {cluster.address}: {told}")]
+    if tuple(int(p) for p in re.findall(r"\d+", version)[:2]) < RAY_WITH_AUTH:
+        found.append(Finding("ray", "fail", f"{version} knows no authentication", "upgrade to 2.52 or newer"))
+    try:
+        Cluster(cluster.address, {}).get("/api/jobs/", 5.0)
+    except Failed:
+        found.append(Finding("ray auth", "pass", "refuses whoever has no token"))
+    else:
+        loopback = re.match(r"https?://(127\.|localhost|\[::1\])", cluster.address)
+        fix = "start every node with RAY_AUTH_MODE=token (docs/azure.md), or keep it on loopback"
+        state: State = "warn" if loopback else "fail"
+        found.append(Finding("ray auth", state, "runs the code of anyone who reaches it", fix))
+    return found
+
+
+def storage(url: str) -> list[Finding]:
+    """Write, the lease's put-if-absent, read and delete, on one scratch key."""
+    from launcher.storage import Exists, Missing, open_store
+
+    fix = (
+        "give this identity the role Storage Blob Data Contributor on the container"
+        if url.startswith("az://")
+        else ("choose a folder that you may write")
+    )
+    store, key = open_store(url), f".doctor-{secrets.token_hex(6)}/probe"
+    done, began = [], time.monotonic()
+    try:
+        store.put_new(key, b"one")
+        done.append("write")
+        try:
+            store.put_new(key, b"two")
+        except Exists:
+            done.append("lease")
+        else:
+            return [
+                Finding(
+                    "storage",
+                    "fail",
+                    f"{url}: a key could be created twice: two runs could both own one",
+                    "use another storage",
+                )
+            ]
+        if store.get(key) != b"one":
+            return [
+                Finding(
+                    "storage",
+                    "fail",
+                    f"{url}: what was written reads back as something else",
+                    "use another storage",
+                )
+            ]
+        done.append("read")
+        store.delete(key)
+        try:
+            store.get(key)
+            return [
+                Finding(
+                    "storage", "fail", f"{url}: a deleted key is still there", "retention needs to delete"
+                )
+            ]
+        except Missing:
+            done.append("delete")
+    except Exception as error:
+        after = f" after {', '.join(done)}" if done else ""
+        return [Finding("storage", "fail", f"{url}: {one_line(error)}{after}", fix)]
+    return [
+        Finding("storage", "pass", f"{url}: {', '.join(done)} in {1000 * (time.monotonic() - began):.0f} ms")
+    ]
 
 
 def _ask(
@@ -43,7 +147,7 @@ def monitor(url: str, token_env: str, token: str) -> list[Finding]:
         status, _, headers = _ask(url + "/healthz")
     except (OSError, ValueError) as error:
         fix = "losscast monitor serve, or mend monitor.url; a run spools to its disk meanwhile"
-        return [Finding("monitor", "fail", f"{url}: {_line(getattr(error, 'reason', error))}", fix)]
+        return [Finding("monitor", "fail", f"{url}: {one_line(getattr(error, 'reason', error))}", fix)]
     if status != 200:
         return [
             Finding(
@@ -71,7 +175,7 @@ def monitor(url: str, token_env: str, token: str) -> list[Finding]:
             Finding(
                 "monitor token",
                 "fail",
-                f"it answers {status}: {_line(said.decode('utf-8', 'replace'))}",
+                f"it answers {status}: {one_line(said.decode('utf-8', 'replace'))}",
                 "see its own log",
             ),
         ]
@@ -107,7 +211,7 @@ def prometheus(url: str, *, asked_for: bool) -> list[Finding]:
             Finding(
                 "prometheus",
                 "fail",
-                f"{url}: {_line(getattr(error, 'reason', error))}",
+                f"{url}: {one_line(getattr(error, 'reason', error))}",
                 "is it up, and is this its address?",
             )
         ]
@@ -130,7 +234,7 @@ def prometheus(url: str, *, asked_for: bool) -> list[Finding]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [
             *found,
-            Finding("prometheus", "warn", f"can't be asked: {_line(error)}", "is a proxy before it?"),
+            Finding("prometheus", "warn", f"can't be asked: {one_line(error)}", "is a proxy before it?"),
         ]
     if RULE not in names:
         fix = "load k8s/rules/losscast.rules.yaml (rule_files, or the PrometheusRule in k8s)"
@@ -165,7 +269,7 @@ def kubernetes(spec: RunSpec) -> list[Finding]:
         [kubectl, "auth", "can-i", "create", "rayjobs.ray.io", "-n", space, "--request-timeout=6s"],
         capture_output=True, text=True, timeout=8,
     )  # fmt: skip
-    said = _line(done.stdout.strip() or done.stderr)
+    said = one_line(done.stdout.strip() or done.stderr)
     if done.stdout.strip().startswith("yes"):
         return [Finding("kubernetes", "pass", f"may create RayJobs in {space}")]
     if "the server doesn't have a resource type" in done.stderr:

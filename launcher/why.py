@@ -76,7 +76,7 @@ def lacking(bundles: Sequence[Mapping[str, float]], picture: Picture, ours: str 
     bundles   one a rank: Ray's resource names and amounts
     ours      the run's own job_id, left out of who holds what
     """
-    if ours is not None and ours in picture.placed and not any(w.job_id == ours for w in picture.waiting):
+    if ours is not None and picture.placed.get(ours) and not any(w.job_id == ours for w in picture.waiting):
         held = {"missing": {}, "ever_fits": True, "held": dict(picture.placed[ours])}
         words = (
             f"its ranks have their places ({amounts(picture.placed[ours])}), and are loading what they need"

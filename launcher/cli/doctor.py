@@ -55,7 +55,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
     """Every check, ready to be called. Raises WrongInput for a spec that is none."""
-    from launcher import doctor, doctor_net, local_ray
+    from launcher import doctor, doctor_gpu, doctor_net, local_ray
     from launcher.cli.finding import local_home, settings
     from launcher.data import cache_folder
     from launcher.specfile import read_spec
@@ -71,11 +71,11 @@ def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
         "compiler": doctor.compiler,
         "memory": doctor.memory,
         "shared memory": doctor.shared_memory,
-        "gpus": lambda: doctor.gpus(spec),
-        "all-reduce": doctor.all_reduce,
+        "gpus": lambda: doctor_gpu.gpus(spec),
+        "all-reduce": doctor_gpu.all_reduce,
         "clock": doctor.clock,
         "working directory": lambda: doctor.shadows(here),
-        "ray": lambda: doctor.ray_findings(spec, local_ray.running(local_home()), settings()),
+        "ray": lambda: doctor_net.ray_findings(spec, local_ray.running(local_home()), settings()),
     }
     if spec is not None:
         url = spec.checkpoints.url
@@ -84,7 +84,7 @@ def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
 
             need = (checkpoint_bytes(spec) or 0.0) * (spec.checkpoints.keep + 1)
             places["checkpoints"] = (Path(url).expanduser().resolve(), need)
-        listed["storage"] = lambda: doctor.storage(url)
+        listed["storage"] = lambda: doctor_net.storage(url)
         if spec.cluster.to == "kuberay":
             listed["kubernetes"] = lambda: doctor_net.kubernetes(spec)
         if spec.monitor is not None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.doctor import Finding, disk, examine, gpu_findings, storage, versions
-from launcher.doctor_net import monitor, prometheus, skew
+from launcher.doctor import Finding, disk, examine, versions
+from launcher.doctor_gpu import gpu_findings
+from launcher.doctor_net import monitor, prometheus, skew, storage
 from tests.monitor.live import Service
 
 H100 = "NVIDIA H100 80GB HBM3"
