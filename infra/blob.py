@@ -13,7 +13,7 @@ Each request is tried again after errors that pass (no answer, 408, 429, 5xx, a 
 operation, or of the block, is over: then TooLate, which leaves the outcome open. Other failures are OSError at once, and
 all are one line (`infra.tries`).
 
-Needs a container that exists, strong consistency (Azure Blob has it) and no versioning tricks on the prefix.
+Needs a container that exists. Versioning and soft delete of blobs may be on: neither changes what is read here.
 """
 
 import errno
