@@ -21,7 +21,13 @@ class Record:
         self._run, self._params, self._flushed = run, params, time.monotonic()
 
     def add(
-        self, step: int, tokens: int, loss: float, val: float | None, lr: float, norm: float | None
+        self,
+        step: int,
+        tokens: int,
+        loss: float,
+        val: float | None,
+        lr: float | None,
+        norm: float | None,
     ) -> None:
         self._rows.writerow(
             (
