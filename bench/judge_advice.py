@@ -110,7 +110,11 @@ def told(
     stopped = top = samples_seen = 0
     false: Counter[str] = Counter()
     drift: list[float | None] = []
+    telling: list[float] = []
     for steps, held, bands in groups:
+        there = min(range(len(steps)), key=lambda j: abs(steps[j] - 0.6 * steps[-1]))
+        at = [run[there].loss for run in held]
+        telling.append(0.0025 * median(at) / max(stdev(at), 1e-6))
         finals = sorted(run[-1].loss for run in held)
         close = min(range(len(steps)), key=lambda j: abs(steps[j] - 0.5 * steps[-1]))
         for i, run in enumerate(held):
@@ -169,8 +173,10 @@ def told(
         "of them told to stop": stopped,
         "healthy samples": samples_seen,
         "false alerts": dict(false),
+        "drift: half its excess, in standard deviations between healthy runs there": median(telling),
         "drift: called": fmean(d is not None for d in drift),
         "drift: called by half its excess": fmean(d is not None and d <= 0.5 for d in drift),
+        "drift: median share of the excess at the call": median(d for d in drift if d is not None),
     }
 
 
@@ -233,10 +239,17 @@ def drift_beside_control(runs: Runs) -> dict[str, Any]:
     """A drift to 0.5% too high beside a control of the same recipe and data order."""
     names = [n for n in runs if len(runs[n]) == 1530]
     found: list[float | None] = []
+    moved: list[float] = []
+    rise = 0.0
     for k, mine in enumerate(names):
         other = runs[names[(k + 1) % len(names)]]
+        apart = [a.loss - b.loss for a, b in zip(runs[mine], other, strict=True)]
+        moved.append(
+            fmean(apart[826:918]) - fmean(apart[153:382])
+        )  # at 60%, less its own offset of 10 to 25%
         end = len(runs[mine])
-        begin, rise = 0.2 * end, 0.005 * fmean(s.loss for s in runs[mine][-50:])
+        rise = 0.005 * fmean(s.loss for s in runs[mine][-50:])
+        begin = 0.2 * end
         bad = [
             replace(s, loss=s.loss + rise * max(0.0, (s.step - begin) / (end - begin))) for s in runs[mine]
         ]
@@ -245,7 +258,8 @@ def drift_beside_control(runs: Runs) -> dict[str, Any]:
         found.append(None if first is None else (first - begin) / (end - begin))
     hit = [f for f in found if f is not None]
     return {
-        "trials": len(found), "called": len(hit) / len(found),
+        "trials": len(found), "half its excess, in standard deviations between healthy pairs there": 0.5 * rise / stdev(moved),
+        "called": len(hit) / len(found),
         "called by half its excess": fmean(f is not None and f <= 0.5 for f in found),
         "median share of the excess at the call": median(hit) if hit else None,
     }  # fmt: skip

@@ -32,6 +32,9 @@ STATES: tuple[tuple[str, State], ...] = (
 BY_DATA = frozenset({"LossNonFinite", "LossOffLine", "LossDiverged", "LossSpike"})
 """Alerts that a bad batch can raise."""
 
+SPARSE = 60
+"""Samples up to which a run's log counts as sparse: each of them says where the run is."""
+
 CHECKPOINTS = 16
 """Checkpoints remembered."""
 

@@ -14,7 +14,7 @@ Loss, levels and gaps are nats per token. No clock, no I/O; all that changes is 
 
 import math
 
-from monitor.judge.base import CHECKPOINTS, band_sd
+from monitor.judge.base import CHECKPOINTS, SPARSE, band_sd
 from monitor.judge.control import Control
 from monitor.judge.fast import Fast
 from monitor.judge.line import Expected
@@ -23,8 +23,6 @@ from monitor.judge.slow import Slow
 from monitor.judge.validation import Validation
 from monitor.verdict import Alert, Cause, Sample, Source, State, Verdict
 
-SPARSE = 60
-"""Samples up to which a run's log counts as sparse: each of them says where the run is."""
 NEWEST = 0.7
 """Weight of the newest of two such samples up to half the run; all of it from three quarters on."""
 FRESH = 0.9

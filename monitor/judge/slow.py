@@ -6,10 +6,13 @@ Gaps are counted in standard deviations of the prediction's band, which narrows 
 import math
 from collections.abc import Mapping
 
-from monitor.judge.base import LEARN_FROM, LEARN_TO, TWIN_TO, Held, band_sd
+from monitor.judge.base import LEARN_FROM, LEARN_TO, SPARSE, TWIN_TO, Held, band_sd
 from monitor.judge.drift import Drift
 from monitor.judge.line import Expected
 from monitor.verdict import Alert, Sample
+
+ON_ITS_WAY = 0.3
+"""Share of the way that the sample before the newest must have been off as well, in a sparse log."""
 
 
 class Slow(Held):
@@ -64,6 +67,10 @@ class Slow(Held):
             limits.band_sigmas + limits.drift_sigmas * noise,
         )
         away = max(limits.drift_least, room + both)
+        if self._gaps <= SPARSE:
+            self._slow_sparse(sample, own, expected.p50 + own * spread, opened, closed)
+            self._will_miss(sample, recent * spread, noise * spread, expected, opened)
+            return
         drift.above = drift.above + 1 if moved > away or recent > most else 0.0
         drift.below = drift.below + 1 if -moved > away + 0.5 or -recent > most else 0.0
         self._hold_drift(sample, drift, expected.p50 + own * spread, opened)
@@ -72,6 +79,21 @@ class Slow(Held):
         if -moved < 0.6 * away and -recent < 0.9 * most:
             self._close("LossBelowPrediction", sample.step, closed)
         self._will_miss(sample, recent * spread, noise * spread, expected, opened)
+
+    def _slow_sparse(
+        self, sample: Sample, own: float, usual: float, opened: list[Alert], closed: list[Alert]
+    ) -> None:
+        """Drift in a sparse log: no smoothing, the newest sample is far off and the one before it was on its way."""
+        least, drift = self.settings.drift_least, self.drift
+        room = self.settings.far_tolerance - self.settings.drift_tolerance if self._extrapolated() else 0.0
+        newer, older, least = self._newer - own, self._older - own, least + 0.5 + room
+        drift.above = 3.0 if newer > least and older > ON_ITS_WAY * least else 0.0
+        drift.below = 3.0 if -newer > least and -older > ON_ITS_WAY * least else 0.0
+        self._hold_drift(sample, drift, usual, opened)
+        if not self._by_twin and newer < 0.6 * least:
+            self._close("LossAbovePrediction", sample.step, closed)
+        if -newer < 0.6 * least:
+            self._close("LossBelowPrediction", sample.step, closed)
 
     def _slow_twin(self, sample: Sample, step: float, opened: list[Alert], closed: list[Alert]) -> None:
         """Drift from a control of the same recipe: one whose noise is ours, at a loss next to ours."""

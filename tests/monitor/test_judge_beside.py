@@ -106,6 +106,26 @@ def test_a_validation_says_where_the_run_is_better_than_noisy_training_samples()
     assert abs(without["p50"] - truth) < 0.08
 
 
+# drift in a sparse log
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_drift_in_a_log_of_a_dozen_validations_is_called_before_the_end(sign: int) -> None:
+    at = [125 * i for i in range(1, 13)]
+    middle = [3.2 + 5.0 * t**-0.5 for t in at]
+    curve = {"step": at, "p50": middle}
+    curve |= {"p05": [m - 0.003 for m in middle], "p95": [m + 0.003 for m in middle]}
+    final = {"p05": middle[-1] - 0.003, "p50": middle[-1], "p95": middle[-1] + 0.003}
+    rng = random.Random(1)
+    healthy = [Sample(t, m + rng.gauss(0, 0.0018)) for t, m in zip(at, middle, strict=True)]
+    drifting = [replace(s, loss=s.loss + sign * 0.016 * max(0, s.step - 300) / 1200) for s in healthy]
+    given = {"final_loss": final, "curve": curve}
+    name = "LossAbovePrediction" if sign > 0 else "LossBelowPrediction"
+    assert called(healthy, prediction=given) == []
+    found = called(drifting, prediction=given)
+    assert [n for n, _ in found] == [name] and 500 < found[0][1] <= 1250
+
+
 # order of arrival
 
 
