@@ -23,6 +23,7 @@ from launcher.accounting import flops_per_token, parameter_count, total_flops
 from launcher.drill import VARIABLE, Drill, read_drill
 from launcher.errors import WrongInput
 from launcher.health import Stopwatch, Stragglers
+from launcher.preflight import preflight
 from launcher.record import Record, StopRequest
 from launcher.runfolder import RunFolder, read_json, write_whole
 from launcher.schedule import lr_at
@@ -221,6 +222,7 @@ def train(
 
         return train_user(assignment, stop, save, beat)
     trainer = Trainer(spec, assignment, drill)
+    preflight(trainer.device, lambda line: print(f"losscast: {line}", file=sys.stderr, flush=True))
     trainer.restore(folder)
     saver = Saver(folder, assignment.attempt, spec, trainer.rank, trainer.world)
     params, total = parameter_count(spec), spec.total_steps

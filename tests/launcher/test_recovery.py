@@ -15,6 +15,7 @@ from launcher.hang import FLOOR_S, LONG_S, hung, suspects
 from launcher.health import Stragglers
 from launcher.netif import interface_of
 from launcher.preempt import Watch, read_notices
+from launcher.preflight import report, slow_ranks
 from launcher.rank import Pulse
 from launcher.restarts import Failure, Restarts
 from launcher.rollback import wanted
@@ -147,6 +148,13 @@ def test_a_rank_that_is_slow_for_good_is_named_and_one_slow_step_is_not() -> Non
 def test_of_two_ranks_the_slow_one_is_named() -> None:
     two = Stragglers(window=4)
     assert [two.add([2.0, 1.0]) for _ in range(4)][-1] == {"slow_rank": 0, "slow_ratio": 2.0}
+
+
+def test_a_rank_that_computes_slowly_is_named_before_the_first_step() -> None:
+    assert slow_ranks([1.0]) == {} and slow_ranks([1.0, 1.2, 1.1]) == {}
+    assert slow_ranks([1.0, 2.0]) == {1: 2.0}
+    said = report([0.001, 0.001, 0.003], [0.01, 0.012, 0.011], wrong=[1])
+    assert "rank 2 is slow: 3.0 x" in said[1] and "rank 1 got a wrong sum" in said[2]
 
 
 # notices
