@@ -32,7 +32,8 @@ lint: .venv/.dev
 
 # what is applied to a cluster: build, validate strictly, promtool, checkov (its own environment, about a minute to install)
 k8s-check: .venv/.dev .venv/.checkov
-	LOSSCAST_CHECKOV=$(CURDIR)/.venv/checkov/bin/checkov $(BIN)/python -m pytest -rs tests/k8s tests/launcher/test_kuberay.py \
+	LOSSCAST_CRDS=$${LOSSCAST_CRDS:-$(abspath $(wildcard ../shared/crds))} LOSSCAST_CHECKOV=$(CURDIR)/.venv/checkov/bin/checkov \
+	    $(BIN)/python -m pytest -rs tests/k8s tests/launcher/test_kuberay.py \
 	    tests/launcher/test_kuberay_pods.py tests/launcher/test_kuberay_client.py tests/launcher/test_kuberay_why.py \
 	    tests/launcher/test_cli_kuberay.py tests/monitor/test_alerts.py
 
