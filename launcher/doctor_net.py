@@ -5,8 +5,6 @@ import http.client
 import json
 import re
 import secrets
-import shutil
-import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -254,38 +252,38 @@ def prometheus(url: str, *, asked_for: bool) -> list[Finding]:
 
 
 def kubernetes(spec: RunSpec) -> list[Finding]:
-    """That kubectl is here and may create the run's RayJob."""
+    """That the API server answers, knows RayJobs, and lets us create the run's."""
     if spec.kubernetes is None:
         return []
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        return [
-            Finding(
-                "kubernetes", "fail", "no kubectl on the PATH", "install kubectl, and log in to the cluster"
-            )
-        ]
+    from launcher.errors import Failed
+    from launcher.kuberay_api import RAY_JOBS, Forbidden, NotThere, connect
+
     space = spec.kubernetes.namespace
-    done = subprocess.run(
-        [kubectl, "auth", "can-i", "create", "rayjobs.ray.io", "-n", space, "--request-timeout=6s"],
-        capture_output=True, text=True, timeout=8,
-    )  # fmt: skip
-    said = one_line(done.stdout.strip() or done.stderr)
-    if done.stdout.strip().startswith("yes"):
-        return [Finding("kubernetes", "pass", f"may create RayJobs in {space}")]
-    if "the server doesn't have a resource type" in done.stderr:
+    try:
+        api = connect()
+        api.list(RAY_JOBS, space)
+        group, _, _ = RAY_JOBS.group.partition("/")
+        wish = {"namespace": space, "verb": "create", "group": group, "resource": RAY_JOBS.plural}
+        allowed = api._json(
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            body={
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": wish},
+            },
+        )
+    except NotThere:
+        fix = "install the KubeRay operator (docs/azure.md)"
+        return [Finding("kubernetes", "fail", "the cluster knows no RayJob, or no such namespace", fix)]
+    except Forbidden as error:
+        return [Finding("kubernetes", "fail", one_line(error), f"ask for the role of k8s/ in {space}")]
+    except Failed as error:
+        return [Finding("kubernetes", "fail", one_line(error), "az aks get-credentials, or set KUBECONFIG")]
+    if not (allowed.get("status") or {}).get("allowed"):
         return [
             Finding(
-                "kubernetes",
-                "fail",
-                "the cluster knows no RayJob",
-                "install the KubeRay operator (docs/azure.md)",
+                "kubernetes", "fail", f"may not create RayJobs in {space}", "ask for the role of k8s/ there"
             )
         ]
-    return [
-        Finding(
-            "kubernetes",
-            "fail",
-            f"RayJobs in {space}: {said}",
-            "az aks get-credentials, or ask for the role in k8s/",
-        )
-    ]
+    return [Finding("kubernetes", "pass", f"{api.host}: may create RayJobs in {space}")]

@@ -14,6 +14,7 @@ follows those that still run, and makes only the others. One rung that fails doe
 
 import copy
 import csv
+import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from launcher.errors import Failed, Held, WrongInput
 from launcher.remote import ask_to_stop, refresh
 from launcher.runfolder import RunFolder, last_step, read_json
 from launcher.spec import NAME, RunSpec
+from launcher.specfile import Complaint, Document, describe, read_document
 from launcher.submit import AWAY_S, ENDED, Submission, end_job, read_submission, status, submit
 
 REST_S = 30.0
@@ -71,31 +73,60 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     return out
 
 
-def specs_of(ladder: Ladder) -> list[RunSpec]:
-    """Every rung as a run of its own, in the ladder's order. Raises WrongInput naming the rung that can't be."""
-    specs = []
+def specs_of(ladder: Ladder, document: Document | None = None) -> list[RunSpec]:
+    """Every rung as a run of its own, in the ladder's order.
+
+    document   the file it was read from: problems then have their line. Raises WrongInput naming the rung that can't be.
+    """
+    specs: list[RunSpec] = []
+    complaints: list[Complaint] = []
     for number, rung in enumerate(ladder.rungs):
         data = merged(ladder.base, rung)
         data.setdefault("name", f"{ladder.name}-{_tail(rung) or number}")
         try:
-            if ladder.tokens_per_param and "tokens" not in data.get("train", {}):
-                probe = RunSpec.from_dict(merged(data, {"train": {"tokens": data["train"]["batch_tokens"]}}))
-                params = parameter_count(probe)
-                if params is None:
-                    raise WrongInput(
-                        "tokens_per_param needs a workload whose parameters are known; give train.tokens instead"
-                    )
-                batch = probe.train.batch_tokens
-                steps = max(1, round(ladder.tokens_per_param * params / batch))
-                data = merged(data, {"train": {"tokens": steps * batch}})
-            specs.append(RunSpec.from_dict(data))
+            specs.append(RunSpec.model_validate(_with_tokens(ladder, data)))
+        except ValidationError as error:
+            found = describe(error, data)
+            if document is None:
+                lines = "\n".join(f"{c.path}: {c.message}" for c in found)
+                raise WrongInput(f"rungs[{number}]: {lines}") from None
+            complaints += [_placed(c, number, document) for c in found]
         except WrongInput as error:
             raise WrongInput(f"rungs[{number}]: {error}") from None
+    if complaints and document is not None:
+        raise document.refuse(
+            list(dict.fromkeys(complaints))
+        )  # one of the base is one, however many rungs there are
     names = [s.name for s in specs]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise WrongInput(f"rungs: {', '.join(twice)}: two rungs of that name. Give each a `name`.")
     return specs
+
+
+def _with_tokens(ladder: Ladder, data: dict[str, Any]) -> dict[str, Any]:
+    """The rung with its tokens, where the ladder gives them by the parameter and it states none itself."""
+    train = data.get("train")
+    if not ladder.tokens_per_param or not isinstance(train, dict) or "tokens" in train:
+        return data
+    probe = RunSpec.model_validate(merged(data, {"train": {"tokens": train.get("batch_tokens")}}))
+    params = parameter_count(probe)
+    if params is None:
+        raise WrongInput(
+            "tokens_per_param needs a workload whose parameters are known; give train.tokens instead"
+        )
+    batch = probe.train.batch_tokens
+    steps = max(1, round(ladder.tokens_per_param * params / batch))
+    return merged(data, {"train": {"tokens": steps * batch}})
+
+
+def _placed(complaint: Complaint, number: int, document: Document) -> Complaint:
+    """A complaint about a rung where its key was written: in the rung itself, or in the base."""
+    for start in (("rungs", number), ("base",)):
+        loc = (*start, *complaint.loc)
+        if loc in document.keys or loc in document.values:
+            return replace(complaint, loc=loc)
+    return replace(complaint, loc=("base", *complaint.loc))
 
 
 def _tail(change: Mapping[str, Any]) -> str:
@@ -109,13 +140,39 @@ def _tail(change: Mapping[str, Any]) -> str:
     return "-".join(p for p in parts if p)
 
 
-def read_ladder(data: Any, source: str) -> Ladder:
-    """The ladder in plain data. Raises WrongInput with every problem."""
+def read_ladder(data: Any, source: str, document: Document | None = None) -> Ladder:
+    """The ladder in plain data. Raises WrongInput with every problem, at its line where the document is given."""
+    if isinstance(data, dict) and "rungs" not in data and "train" in data:
+        raise WrongInput(f"{source}: this is a run, not a ladder. Give it to `losscast submit`.")
     try:
         return Ladder.model_validate(data)
     except ValidationError as error:
-        lines = [f"{source}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise WrongInput("\n".join(lines)) from None
+        complaints = [
+            Complaint(e["loc"], _said(e), at_key=e["type"] == "extra_forbidden") for e in error.errors()
+        ]
+        if document is not None:
+            raise document.refuse([*document.complaints, *complaints]) from None
+        raise WrongInput("\n".join(f"{source}: {c.path}: {c.message}" for c in complaints)) from None
+
+
+def _said(error: Any) -> str:
+    """One of pydantic's errors about a ladder's own keys, in our words."""
+    keys, key = ", ".join(Ladder.model_fields), str(error["loc"][-1]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Ladder.model_fields, 1)
+        return f"unknown key. {f'Did you mean {near[0]}?' if near else f'A ladder has {keys}.'}"
+    if error["type"] == "missing":
+        return f"is missing. A ladder has {keys}."
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"[:300]
+
+
+def read_file(path: str) -> tuple[Ladder, list[RunSpec]]:
+    """A ladder file and its runs. Raises WrongInput with every problem, each as file:line:col."""
+    document = read_document(path)
+    if document.complaints:
+        raise document.refuse(document.complaints)
+    ladder = read_ladder(document.data, path, document)
+    return ladder, specs_of(ladder, document)
 
 
 def finished(folder: RunFolder, spec: RunSpec) -> bool:

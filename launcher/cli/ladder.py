@@ -146,17 +146,15 @@ def run(args: argparse.Namespace) -> int:
     if args.ladder is None:
         raise WrongInput("need a ladder file, as in: losscast ladder examples/ladder.yaml, or --plan")
     from launcher.cli.submit import cluster_of
-    from launcher.ladder import read_ladder, run_ladder, specs_of, write_points
+    from launcher.ladder import read_file, run_ladder, write_points
     from launcher.lawcheck import conventions
-    from launcher.specfile import read_data
     from launcher.submit import refuse_shadows
     from monitor.fit import fit
     from monitor.points import read_curves, read_points
 
     if args.at_once is not None and args.at_once < 1:
         raise WrongInput(f"--at-once {args.at_once}: give 1 or more.")
-    ladder = read_ladder(read_data(args.ladder), args.ladder)
-    specs = specs_of(ladder)
+    ladder, specs = read_file(args.ladder)
     refuse_shadows(Path.cwd())
     out = Path(args.out)
     try:

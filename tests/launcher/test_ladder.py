@@ -146,3 +146,41 @@ def test_progress_is_one_line_a_change_where_there_is_no_terminal(tmp_path: Path
         "bytes: 3 waiting",
         "bytes: 2 waiting, 1 failed",
     ]
+
+
+BROKEN = """\
+name: l
+{own}
+base:
+  workload: {{kind: gpt, layers: 2, width: 8, heads: 1, context: 32}}
+  data: {{path: stdlib}}
+  train: {{tokens: 5120, batch_tokens: 256, lr: {lr}}}
+rungs:
+  - {{workload: {{width: 8}}}}
+  - {{workload: {{{key}: 12}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"own": "at_onc: 3"}, "2:1 at_onc: unknown key. Did you mean at_once?"),
+        ({"own": "at_once: many"}, "2:10 at_once:"),
+        ({"lr": "-1"}, "6:48 base.train.lr: need more than 0; got -1"),
+        ({"key": "wdth"}, "9:17 rungs[1].workload.wdth: is not a key in workload. Did you mean width?"),
+    ],
+)
+def test_a_problem_is_told_where_it_was_written(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    from launcher.ladder import read_file
+
+    path = tmp_path / "ladder.yaml"
+    path.write_text(BROKEN.format(**{"own": "at_once: 2", "lr": "0.01", "key": "width", **change}))
+    with pytest.raises(WrongInput) as caught:
+        read_file(str(path))
+    said = str(caught.value)
+    assert f"{path}:{words}" in said and "1 problem" in said
+
+
+def test_a_run_given_for_a_ladder_is_said_to_be_one() -> None:
+    with pytest.raises(WrongInput, match="losscast submit"):
+        read_ladder({"name": "x", "train": {}}, "run.yaml")
