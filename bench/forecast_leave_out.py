@@ -2,7 +2,7 @@
 
 Protocol
 --------
-The windows of `forecast.py` (targets and, below 1/100, 1/300 or 1/1,000 of their compute, the runs to fit). Each variant of
+The windows of `forecast.py` (targets and, below 1/100 or 1/300 of their compute, the runs to fit). Each variant of
 the priors of the eased forms is fitted to every window; its error is that of the mean of the two forms' best fits, in |ln|, and
 a family's score is its mean over windows. For each family in turn, the variant with the least mean score over the
 *other* families is chosen, and judged on that family, beside the one that is shipped and the plain frontier without easing.
@@ -28,11 +28,7 @@ VARIANTS: dict[str, dict[int, Prior]] = {
     "tighter line": {1: (0, 0.3), 2: (np.log(0.13), 0.15)},
     "flatter": {2: (np.log(0.11), 0.2)},
     "steeper": {2: (np.log(0.15), 0.2)},
-    "more floor": {1: (0.3, 0.4)},
-    "less floor": {1: (-0.3, 0.4)},
     "more held back": {-2: (np.log(0.06), 1.5)},
-    "slower to ease": {-1: (np.log(0.3), 0.5)},
-    "faster to ease": {-1: (np.log(0.55), 0.5)},
 }
 """Name of a variant, and the priors it changes: position among an eased form's, mean and sd."""
 
@@ -40,7 +36,7 @@ VARIANTS: dict[str, dict[int, Prior]] = {
 def cases() -> Iterator[tuple[str, Runs, Runs]]:
     """Family, runs to fit and targets, window by window."""
     for name, points in sources():
-        for ratio in (100, 300, 1000):
+        for ratio in (100, 300):
             for targets in windows(points):
                 small = points.flops <= points.flops[targets].min() / ratio * 1.001
                 if small.sum() >= 8 and len(set(np.log(points.flops[small]).round(1))) >= 4:
