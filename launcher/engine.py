@@ -84,6 +84,11 @@ def build_engine(spec: RunSpec, universal: bool = False) -> Any:
     for group in groups:
         group["lr"] = spec.train.lr * group["lr_scale"]
     adamw = torch.optim.AdamW(groups, betas=optimizer.betas, eps=optimizer.eps)
+    if spec.parallel.tp > 1 and tuple(int(n) for n in deepspeed.__version__.split(".")[:2]) < (0, 19):
+        raise WrongInput(
+            f"parallel.tp: {spec.parallel.tp}: needs DeepSpeed 0.19, whose AutoTP is told which matrices to split; "
+            f"this is {deepspeed.__version__}. Install a newer one, or set tp to 1."
+        )
     config = deepspeed_config(spec)
     if universal:
         config["checkpoint"] = {**config["checkpoint"], "load_universal": True}

@@ -28,6 +28,8 @@ from launcher.spec import Gpt, RunSpec
 SAVED_WIDTHS = 11
 """(tokens, width) arrays a block keeps for backward, apart from the feed-forward's: stream and its norm twice, queries,
 keys and values, queries and keys turned, attention's output, its projection's input. Counted by saved-tensor hooks."""
+WHOLE_WIDTHS = 4
+"""Those of them that tensor parallelism leaves whole on every rank: stream and its norm, twice."""
 SAVED_HIDDEN = 2
 """(tokens, hidden) arrays the feed-forward keeps: before and after the squared ReLU."""
 SCRATCH_HIDDEN = 2
@@ -92,8 +94,18 @@ def rank_memory(spec: RunSpec) -> list[Memory] | None:
     stages = stage_parameters(spec)
     if stages is None:
         return None
-    p = spec.parallel
-    return [_stage(spec, stage, count / p.tp) for stage, count in enumerate(stages)]
+    return [_stage(spec, stage, count - _split_away(spec, stage)) for stage, count in enumerate(stages)]
+
+
+def _split_away(spec: RunSpec, stage: int) -> float:
+    """Parameters of a stage that a rank leaves to the others of its tensor-parallel group: of the gpt's blocks; embeddings
+    and readout are whole on every rank."""
+    tp = spec.parallel.tp
+    if isinstance(spec.workload, Gpt):
+        blocks = gpt_parameters(spec.workload).blocks * stage_layers(spec)[stage] / spec.workload.layers
+    else:
+        blocks = (parameter_count(spec) or 0) / spec.parallel.pp
+    return blocks * (1 - 1 / tp)
 
 
 def _stage(spec: RunSpec, stage: int, n: float) -> Memory:
@@ -136,7 +148,8 @@ def _activations(spec: RunSpec, stage: int) -> tuple[float, float]:
     tokens = spec.micro_batch * gpt.context
     unit = tokens * gpt.width * (2 if spec.train.precision == "bf16" else 4)
     layers = stage_layers(spec)[stage]
-    block = unit * (SAVED_WIDTHS + SAVED_HIDDEN * gpt.mlp_ratio) / p.tp
+    split = SAVED_WIDTHS - WHOLE_WIDTHS + SAVED_HIDDEN * gpt.mlp_ratio
+    block = unit * (WHOLE_WIDTHS + split / p.tp)
     kept = unit if p.activation_checkpointing else block
     scratch = unit * SCRATCH_HIDDEN * gpt.mlp_ratio / p.tp + (block if p.activation_checkpointing else 0)
     in_flight = min(p.pp - stage, spec.accumulation)
