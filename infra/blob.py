@@ -206,53 +206,49 @@ class BlobStore:
         sizes = {key: path.stat().st_size for key, path in files.items()}
         meter = Meter(sum(sizes.values()), progress)
         digests: dict[str, tuple[int, str]] = {}
-        room = threading.Semaphore(self.threads + 2)
         with Crew(self.threads) as crew:
             for key, path in files.items():
-                digests[key] = self._send(crew, room, meter, key, path, sizes[key])
+                digests[key] = self._send(crew, meter, key, path, sizes[key])
         return digests
 
-    def _send(
-        self, crew: "Crew", room: threading.Semaphore, meter: "Meter", key: str, path: Path, size: int
-    ) -> tuple[int, str]:
+    def _send(self, crew: Crew, meter: Meter, key: str, path: Path, size: int) -> tuple[int, str]:
         """Read and hash one file, its blocks handed to the crew; the last one to arrive makes the blob."""
         blob, sha, block = self._blob(key), hashlib.sha256(), max(BLOCK_BYTES, math.ceil(size / MAX_BLOCKS))
-        whole, names = size <= block, [f"{i:08d}" for i in range(max(1, math.ceil(size / block)))]
+        names = [f"{i:08d}" for i in range(math.ceil(size / block))]
         left, lock, read = len(names), threading.Lock(), 0
 
-        def carry(index: int, data: bytes) -> None:
+        def whole(data: bytes) -> None:
+            self._tried(
+                f"upload {self.where(key)}",
+                lambda t: blob.upload_blob(data, overwrite=True, max_concurrency=1, **t),
+            )
+            meter.add(len(data))
+
+        def part(index: int, data: bytes) -> None:
             nonlocal left
-            try:
-                if whole:
-                    self._tried(
-                        f"upload {self.where(key)}",
-                        lambda t: blob.upload_blob(data, overwrite=True, max_concurrency=1, **t),
-                    )
-                else:
-                    self._tried(
-                        f"upload block {index} of {self.where(key)}",
-                        lambda t: blob.stage_block(names[index], data, **t),
-                    )
-            finally:
-                room.release()
+            self._tried(
+                f"upload block {index} of {self.where(key)}",
+                lambda t: blob.stage_block(names[index], data, **t),
+            )
             meter.add(len(data))
             with lock:
                 left -= 1
                 last = left == 0
-            if last and not whole:
+            if last:
                 self._tried(
                     f"finish {self.where(key)}",
                     lambda t: blob.commit_block_list([BlobBlock(n) for n in names], **t),
                 )
 
         with path.open("rb", buffering=0) as file:
-            for index in range(len(names)):
-                room.acquire()
-                crew.check()
+            for index in range(max(1, len(names))):
                 data = read_fully(file, min(block, size - read))
                 read += len(data)
                 sha.update(data)
-                crew.do(carry, index, data)
+                if size <= block:
+                    crew.do_in_turn(whole, data)
+                else:
+                    crew.do_in_turn(part, index, data)
             if read != size or file.read(1):
                 raise OSError(errno.EIO, f"{path} changed while it was uploaded")
         return size, sha.hexdigest()
@@ -267,7 +263,7 @@ class BlobStore:
                 crew.do(self._receive_first, crew, meter, one)
         return {one.key: one.digest for one in arriving if one.digest is not None}
 
-    def _receive_first(self, crew: "Crew", meter: "Meter", one: _Arriving) -> None:
+    def _receive_first(self, crew: Crew, meter: Meter, one: _Arriving) -> None:
         """The first block of a file, which tells its size: a small file is done, for a large one the rest is ordered."""
         blob = self._blob(one.key)
         first = self._range(blob, one.key, 0, BLOCK_BYTES, None)
@@ -287,9 +283,7 @@ class BlobStore:
         for offset in offsets:
             crew.do(self._receive, meter, one, blob, offset, first.etag)
 
-    def _receive(
-        self, meter: "Meter", one: _Arriving, blob: BlobClient, offset: int, etag: str | None
-    ) -> None:
+    def _receive(self, meter: Meter, one: _Arriving, blob: BlobClient, offset: int, etag: str | None) -> None:
         part = self._range(blob, one.key, offset, min(BLOCK_BYTES, one.size - offset), etag)
         descriptor = os.open(one.path, os.O_RDWR)
         try:

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from launcher.storage import Progress
@@ -31,32 +31,51 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="losscast-blob")
-        self._lock, self._pending = threading.Lock(), set[Future[None]]()
+        self._room = threading.Semaphore(threads + 2)
+        self._changed = threading.Condition()
+        self._left = 0
+        self._error: BaseException | None = None
 
     def do(self, work: Callable[..., None], *args: Any) -> None:
-        with self._lock:
-            self._pending.add(self._pool.submit(work, *args))
+        """Have it done. For work that orders more work: never waits."""
+        with self._changed:
+            self._left += 1
+        self._pool.submit(self._run, work, args, False)
 
-    def check(self) -> None:
-        """Raise what went wrong so far."""
-        with self._lock:
-            done = {f for f in self._pending if f.done()}
-            self._pending -= done
-        for future in done:
-            future.result()
+    def do_in_turn(self, work: Callable[..., None], *args: Any) -> None:
+        """Have it done; waits while threads + 2 others are under way, so that memory is bounded. Raises their error."""
+        self._room.acquire()
+        if self._error is not None:
+            raise self._error
+        with self._changed:
+            self._left += 1
+        self._pool.submit(self._run, work, args, True)
+
+    def _run(self, work: Callable[..., None], args: tuple[Any, ...], in_turn: bool) -> None:
+        try:
+            if self._error is None:
+                work(*args)
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+        finally:
+            if in_turn:
+                self._room.release()
+            with self._changed:
+                self._left -= 1
+                if self._left == 0 or self._error is not None:
+                    self._changed.notify_all()
 
     def __enter__(self) -> "Crew":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            while error is None:
-                with self._lock:
-                    pending = set(self._pending)
-                if not pending:
-                    return
-                wait(pending, return_when=FIRST_COMPLETED)
-                self.check()
+            if error is None:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._left == 0 or self._error is not None)
+                if self._error is not None:
+                    raise self._error
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 

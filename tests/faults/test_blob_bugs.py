@@ -182,7 +182,7 @@ def _once(what: str, once: Any, **more: Any) -> Any:
 
 
 def _for_ever(what: str, once: Any, **more: Any) -> Any:
-    return TRIED(what, once, **{**more, "limit_s": 1e6})
+    return TRIED(what, once, **{**more, "limit_s": 30.0})
 
 
 def _at_the_start(self: Any, meter: Any, one: Any, client: Any, offset: int, etag: Any) -> None:
