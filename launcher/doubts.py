@@ -110,14 +110,13 @@ def not_yet(spec: RunSpec) -> list[Problem]:
     found = []
     if spec.policy.pacer == "auto":
         found.append(Problem(("policy.pacer",), "this version starts no pacer."))
-    if spec.policy.on_divergence == "rollback":
-        found.append(
-            Problem(("policy.on_divergence",), "this version rolls nothing back by itself: it recommends.")
-        )
-    if spec.cluster.nodes.min < spec.cluster.nodes.max:
+    p = spec.parallel
+    if spec.cluster.nodes.min < spec.cluster.nodes.max and (p.pp > 1 or p.tp > 1 or p.zero > 2):
         found.append(
             Problem(
-                ("cluster.nodes",), f"this version waits for {spec.cluster.nodes.max} nodes, never fewer."
+                ("cluster.nodes", "parallel"),
+                f"this version goes on with fewer nodes with ZeRO 0 to 2 and no pipeline or tensor parallel only: "
+                f"it waits for all {spec.cluster.nodes.max}.",
             )
         )
     return found + refused(spec)

@@ -238,7 +238,13 @@ def test_fewer_ranks_than_a_replica_takes_are_refused() -> None:
     spec = RunSpec.from_dict({**SPEC, "parallel": {"dp": 4, "pp": 2, "zero": 1}})
     with pytest.raises(ValueError, match="takes pp x tp = 2"):
         fitted(spec, 1)
-    assert fewest_ranks(spec) == 2 and fewest_ranks(RunSpec.from_dict(SPEC)) == 2
+
+
+@pytest.mark.parametrize(("parallel", "fewest"), [({"dp": 8, "zero": 2}, 2), ({"dp": 8, "zero": 3}, 8)])
+def test_a_run_whose_shards_fewer_ranks_can_not_read_exactly_waits_for_all(
+    parallel: dict[str, int], fewest: int
+) -> None:
+    assert fewest_ranks(RunSpec.from_dict({**SPEC, "parallel": parallel})) == fewest
 
 
 @pytest.mark.parametrize(
