@@ -71,6 +71,8 @@ class RunFacts(msgspec.Struct):
     checkpoint_failed_received: float | None = None
     leases_lost: int = 0
     lease_lost_received: float | None = None
+    imported: bool = False
+    """Recorded elsewhere and sent afterwards: judged and shown, and nobody is paged for it."""
 
     @property
     def phase(self) -> Phase:

@@ -508,6 +508,7 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
         for name in ("target_loss", "total_tokens", "price_per_hour"):
             if body.get(name) is not None:
                 setattr(facts, name, unspell(body[name]))
+        facts.imported = body.get("imported") is True
         if isinstance(body.get("control"), str):
             facts.control = body["control"][:63]
         if body.get("prediction") is not None:

@@ -60,10 +60,12 @@ class Monitor:
         keep_days: float = 0.0,
         apart: bool = False,
         url: str = "",
+        stalled_after_s: float = alerts.STALE_LEAST_S,
     ):
         """
         apart      judge in a process of its own
         url        where people reach the page, for the links in alerts
+        stalled_after_s  no run is called stalled or silent before it has made no step for so long
         keep_days  a run is removed so long after it ended or was last heard of; 0 keeps all
         teams      those that alerts are routed by; another team's name is kept, and is no label
         """
@@ -74,6 +76,7 @@ class Monitor:
         self.totals = Totals()
         self.clock, self.teams, self.keep_s = clock, teams, keep_days * 86400.0
         self.started = clock()
+        self.stalled_after_s = stalled_after_s
         self.versions: dict[int, int] = {}
         """Of each run, a number that rises when its verdict changes."""
         self.stopping = threading.Event()
@@ -176,7 +179,7 @@ class Monitor:
             return
         took = self.step_seconds(facts)
         stale = (
-            max(alerts.STALE_LEAST_S, alerts.STALE_FACTOR * took["0.99"]) if took else alerts.STALE_UNKNOWN_S
+            max(self.stalled_after_s, alerts.STALE_FACTOR * took["0.99"]) if took else alerts.STALE_UNKNOWN_S
         )
         if now - max(facts.last_step_received, self.started) > stale:
             yield "stalled" if now - max(facts.last_received, self.started) <= stale else "silent"
@@ -335,7 +338,9 @@ class Monitor:
         now = self.clock()
         mutes = self.attention.mutes(now)
         for facts in list(self.ingest.runs.values()):
-            if facts.ended_received is not None and now - facts.ended_received > SHOWN_AFTER_END_S:
+            if facts.imported or (
+                facts.ended_received is not None and now - facts.ended_received > SHOWN_AFTER_END_S
+            ):
                 continue
             if now - max(facts.last_received, min(self.started, now)) > FORGOTTEN_S:
                 continue

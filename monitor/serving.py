@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
+from monitor.alerts import STALE_LEAST_S
 from monitor.api import build
 from monitor.errors import Failed, WrongInput
 from monitor.service import Monitor
@@ -82,6 +83,7 @@ def serve(
     url: str | None = None,
     teams: frozenset[str] = frozenset(),
     keep_days: float = 0.0,
+    stalled_after_s: float = STALE_LEAST_S,
 ) -> int:
     """Serve until SIGTERM or SIGINT. Raises WrongInput and Failed before it listens."""
     host, port = address(listen)
@@ -106,7 +108,13 @@ def serve(
         except PackageNotFoundError:
             number = "0"
         monitor = Monitor(
-            folder, teams=teams, version=number, keep_days=keep_days, apart=True, url=url.rstrip("/")
+            folder,
+            teams=teams,
+            version=number,
+            keep_days=keep_days,
+            apart=True,
+            url=url.rstrip("/"),
+            stalled_after_s=stalled_after_s,
         )
     except BaseException:
         listener.close()

@@ -31,6 +31,10 @@ def register(commands: Any) -> None:
         "--keep-days", type=float, default=0.0, metavar="N",
         help="remove a run N days after it ended or was last heard of (default: never)",
     )  # fmt: skip
+    p.add_argument(
+        "--stalled-after", type=float, default=180.0, metavar="S",
+        help="no run is called stalled or silent before it has made no step for S seconds (default %(default)g)",
+    )  # fmt: skip
     p.set_defaults(func=serve)
 
     p = parts.add_parser("backup", help="copy the store, beside a live service")
@@ -105,6 +109,8 @@ def serve(args: argparse.Namespace) -> int:
     from monitor.service import folder_of
     from monitor.serving import serve as run
 
+    if not 1 <= args.stalled_after <= 86400:
+        raise WrongInput(f"--stalled-after {args.stalled_after:g}: give 1 to 86400 seconds")
     if not args.keep_days >= 0:
         raise WrongInput(f"--keep-days {args.keep_days}: must not be below 0")
     return run(
@@ -115,6 +121,7 @@ def serve(args: argparse.Namespace) -> int:
         behind_proxy=args.behind_proxy,
         url=args.url,
         keep_days=args.keep_days,
+        stalled_after_s=args.stalled_after,
         teams=frozenset(t.strip() for t in args.teams.split(",") if t.strip()),
     )
 

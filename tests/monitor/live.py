@@ -56,8 +56,9 @@ class Process:
 class Service:
     """`losscast monitor serve`, on a port that stays its own over restarts."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, *flags: str) -> None:
+        """`flags`: more of `monitor serve`'s."""
+        self.folder, self.port, self.flags = folder, free_port(), flags
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder.with_suffix(".log")
         command = [
@@ -81,7 +82,17 @@ class Service:
         began = time.monotonic()
         listen = f"127.0.0.1:{self.port}"
         self.process = Process(
-            [*self._losscast, "monitor", "serve", "--listen", listen, "--store", str(self.folder)], self.log
+            [
+                *self._losscast,
+                "monitor",
+                "serve",
+                "--listen",
+                listen,
+                "--store",
+                str(self.folder),
+                *self.flags,
+            ],
+            self.log,
         )
         wait_for(self._answers, within, 0.02)
         return time.monotonic() - began
