@@ -1,5 +1,6 @@
-"""The operators: KubeRay with token authentication at hand, Kueue with RayJobs among its integrations, Prometheus, and for
-InfiniBand the device plugin. Each by one pinned version of its chart."""
+"""The operators: KubeRay with token authentication at hand, Kueue with RayJobs among its integrations, Prometheus, and what makes
+GPUs and InfiniBand resources of a node: NVIDIA's device plugin (AKS installs the driver only) and network operator. Each by
+one pinned version of its chart."""
 
 from typing import Any
 
@@ -75,6 +76,10 @@ def values(settings: Settings) -> dict[str, dict[str, Any]]:
             },
             "grafana": {"sidecar": {"dashboards": {"enabled": True, "searchNamespace": "losscast"}}},
         },
+        "nvidia-device-plugin": {
+            "nodeSelector": {"losscast/pool": "gpu"},
+            "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
+        },
         "network-operator": {"sriovNetworkOperator": {"enabled": False}, "nfd": {"enabled": True}},
     }
 
@@ -92,6 +97,8 @@ def make_charts(settings: Settings, provider: k8s.Provider) -> list[k8s.helm.v3.
         ),
         ("kueue", "oci://registry.k8s.io/kueue/charts/kueue", None, c.kueue, "kueue-system"),
     ]
+    repo = "https://nvidia.github.io/k8s-device-plugin"
+    wanted.append(("nvidia-device-plugin", "nvidia-device-plugin", repo, c.device_plugin, "gpu-resources"))
     if settings.prometheus == "self":
         repo = "https://prometheus-community.github.io/helm-charts"
         wanted.append(("kube-prometheus-stack", "kube-prometheus-stack", repo, c.prometheus, "monitoring"))

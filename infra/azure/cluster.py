@@ -139,9 +139,11 @@ def _pool(
         os_disk_size_gb=pool.os_disk_gib,
         vnet_subnet_id=network.nodes,
         gpu_profile=aks.GPUProfileArgs(driver=aks.GPUDriver.INSTALL),
+        # AKS keeps the prefix kubernetes.azure.com to itself; NVIDIA's device plugin looks for its own
         node_labels={
             "losscast/pool": "gpu",
-            **({} if spot else {"kubernetes.azure.com/scalesetpriority": "regular"}),
+            "losscast/priority": "spot" if spot else "regular",
+            "nvidia.com/gpu.present": "true",
         },
         node_taints=[TAINT, *([SPOT_TAINT] if spot else [])],
         scale_set_priority=aks.ScaleSetPriority.SPOT if spot else aks.ScaleSetPriority.REGULAR,

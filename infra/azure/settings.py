@@ -86,6 +86,7 @@ class Charts(Part):
     kuberay: Version = "1.6.2"
     kueue: Version = "0.17.2"
     prometheus: Version = "75.15.1"
+    device_plugin: Version = "0.17.4"
     network_operator: Version = "25.7.0"
 
 

@@ -182,8 +182,10 @@ def test_gpu_pools_grow_from_nothing_with_the_labels_and_taints_of_their_flavors
     )
     flavors = {f["metadata"]["name"]: f["spec"] for f in of_kind("azure", "ResourceFlavor") if "spec" in f}
     for flavor, pool in (("gpu", pools["losscast-h100"]), ("gpu-spot", pools["losscast-h100spot"])):
-        spot = {"kubernetes.azure.com/scalesetpriority": "spot"} if flavor == "gpu-spot" else {}
-        assert flavors[flavor]["nodeLabels"].items() <= {**pool["nodeLabels"], **spot}.items()
+        assert flavors[flavor]["nodeLabels"].items() <= pool["nodeLabels"].items()
+        assert not any(key.startswith("kubernetes.azure.com/") for key in pool["nodeLabels"]), (
+            "AKS refuses these"
+        )
         taints = {f"{t['key']}={t['value']}:{t['effect']}" for t in flavors[flavor]["nodeTaints"]}
         assert taints == set(pool["nodeTaints"])
 
@@ -195,7 +197,13 @@ def test_charts_are_pinned_and_know_each_other(stack: Any) -> None:
 
     recorder, _ = stack
     releases = recorder.of("Release")
-    assert set(releases) == {"kuberay-operator", "kueue", "kube-prometheus-stack", "network-operator"}
+    assert set(releases) == {
+        "kuberay-operator",
+        "kueue",
+        "kube-prometheus-stack",
+        "network-operator",
+        "nvidia-device-plugin",
+    }
     assert all(r["version"].count(".") == 2 and r["atomic"] for r in releases.values())
     config = yaml.safe_load(KUEUE_CONFIG)
     assert (
@@ -239,7 +247,7 @@ def test_switches_do_what_they_say() -> None:
     recorder, _ = record(
         prometheus="managed", gpu_pools=[{"name": "nc", "vm_size": "Standard_NC40ads_H100_v5", "max": 1}]
     )
-    assert set(recorder.of("Release")) == {"kuberay-operator", "kueue"}
+    assert set(recorder.of("Release")) == {"kuberay-operator", "kueue", "nvidia-device-plugin"}
     assert len(recorder.of("AzureMonitorWorkspace")) == 1
     (cluster,) = recorder.of("ManagedCluster").values()
     assert cluster["azureMonitorProfile"]["metrics"]["enabled"] is True
