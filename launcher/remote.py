@@ -61,6 +61,13 @@ def refresh(folder: RunFolder) -> None:
             store.download({item.key: path})
 
 
+def runs_below(url: str) -> list[RunFolder]:
+    """Every run under a spec's `checkpoints.url`, by name: whatever has a log."""
+    keys = (item.key.split("/") for item in open_store(url).list(""))
+    names = sorted({parts[0] for parts in keys if len(parts) == 3 and parts[1] == "log"})
+    return [RunFolder.of(url, name) for name in names]
+
+
 def ask_to_stop(folder: RunFolder) -> None:
     """Ask the run, wherever it is, to commit a checkpoint and end at its next step."""
     if folder.url is None:

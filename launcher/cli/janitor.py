@@ -86,18 +86,18 @@ def runs_at(place: str) -> list[Any]:
 
     from launcher.cli.finding import folder_of
     from launcher.errors import WrongInput
+    from launcher.remote import runs_below
     from launcher.runfolder import RunFolder
     from launcher.storage import open_store
 
     if not place.startswith("az://") and not Path(place).is_dir():
         return [folder_of(place)]
-    keys = [item.key for item in open_store(place).list("")]
-    if any(key.startswith("log/") for key in keys):
+    if open_store(place).list("log/"):
         return [RunFolder.at(place)]
-    names = sorted({key.split("/")[0] for key in keys if key.split("/")[1:2] == ["log"]})
-    if not names:
+    found = runs_below(place)
+    if not found:
         raise WrongInput(f"{place}: no runs are there. Give a run, or the checkpoints.url of your specs.")
-    return [RunFolder.of(place, name) for name in names]
+    return found
 
 
 def _keep_of(spec: bytes) -> int:

@@ -40,26 +40,31 @@ def list_runs(args: argparse.Namespace) -> int:
     read is said, and the others go on."""
     from launcher.cli.finding import JobLists
     from launcher.errors import Failed, WrongInput
+    from launcher.remote import refresh, runs_below
     from launcher.runfolder import RunFolder
     from launcher.standing import answer, facts_of, line, phase
 
-    root = Path(args.folder)
-    if not root.is_dir():
+    if args.folder.startswith("az://"):
+        folders = runs_below(args.folder)
+    elif Path(args.folder).is_dir():
+        folders = [
+            RunFolder(p.resolve()) for p in sorted(Path(args.folder).iterdir()) if (p / "spec.json").exists()
+        ]
+    else:
         raise WrongInput(
             f"{args.folder}: no such folder. Give the checkpoints.url of your specs: losscast ls FOLDER"
         )
     found, everything, bad, jobs = [], [], 0, JobLists()
-    for path in sorted(root.iterdir()):
-        if not (path / "spec.json").exists():
-            continue
+    for folder in folders:
         try:
-            facts = facts_of(RunFolder(path.resolve()))
+            refresh(folder)
+            facts = facts_of(folder)
             word = phase(facts)
             if word in ("pending", "vanished"):
                 word = phase(facts, jobs.state(facts.submission))
         except (WrongInput, Failed, OSError) as error:
             bad += 1
-            print(f"{path.name}: can't be read: {error}", file=sys.stderr)
+            print(f"{folder.name}: can't be read: {error}", file=sys.stderr)
             continue
         everything.append((facts, word))
         found.append(answer(facts, word))
@@ -72,7 +77,7 @@ def list_runs(args: argparse.Namespace) -> int:
     elif found:
         print("\n".join(line(said, time.time()) for said in found))
     elif not bad:
-        print(f"no runs in {root}", file=sys.stderr)
+        print(f"no runs in {args.folder}", file=sys.stderr)
     return 1 if bad else 0
 
 
