@@ -27,7 +27,7 @@ from monitor.exporter import CONTENT_TYPE
 from monitor.facts import RunFacts
 from monitor.ingest import Refused, Taken
 from monitor.openapi import document
-from monitor.reading import LAST, rows, thin
+from monitor.reading import LAST, rows, thinned
 from monitor.schema import MAX_BODY_BYTES, is_run_id, spell
 from monitor.service import Monitor
 from monitor.tokens import SESSION_S, Token
@@ -176,13 +176,13 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
         most, attempt = _count(request, "max", 0), _count(request, "attempt", -1)
         parts = monitor.samples(facts, first, last, None if attempt < 0 else attempt)
         total = sum(columns.n for _, columns in parts)
-        thinned = 0 < most < total
-        if thinned:
-            parts = [(a, c.take(thin(c, max(1, most * c.n // total)))) for a, c in parts]
+        fewer = 0 < most < total
+        if fewer:
+            parts = [(a, thinned(c, max(1, most * c.n // total))) for a, c in parts]
 
         def answer() -> Iterator[bytes]:
             yield b'{"run":"%s","thinned":%s,"total":%d,"samples":[' % (
-                facts.run.encode(), b"true" if thinned else b"false", total
+                facts.run.encode(), b"true" if fewer else b"false", total
             )  # fmt: skip
             comma = b""
             for block in rows(parts):
@@ -190,7 +190,7 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
                 comma = b","
             yield b"]}"
 
-        if total <= 5000 or thinned:
+        if total <= 5000 or fewer:
             return Response(b"".join(answer()), media_type="application/json")
         return StreamingResponse(answer(), media_type="application/json")
 

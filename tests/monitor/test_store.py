@@ -1,6 +1,7 @@
 """The store: what was written is read back, damage is loud, and one process has it at a time."""
 
 import math
+import itertools
 import shutil
 import sqlite3
 from pathlib import Path
@@ -15,7 +16,7 @@ from monitor.columns import COLUMNS, MISSING, Columns, Damaged, join, missing, p
 from monitor.errors import Failed
 from monitor.facts import AttemptFacts
 from monitor.ingest import Ingest
-from monitor.reading import spans, thin
+from monitor.reading import spans, thin, thinned
 from monitor.store import FILE, Store
 from monitor.wire import SampleLine, parse
 from tests.monitor.test_ingest import sample
@@ -165,6 +166,16 @@ def test_thinning_never_hides_a_spike_or_a_nan(n: int, most: int, at: int) -> No
     assert len(kept) <= max(most, 6) or n <= most
     assert spike in kept and lost in kept and 0 in kept and n - 1 in kept
     assert (np.diff(kept) > 0).all()
+    fewer = thinned(Columns(n, {"step": np.arange(float(n)), "loss": loss}), most)
+    assert fewer.n == len(kept)
+    if fewer.n < n:  # equally many in each bucket, so their means weigh alike
+        step, mean = fewer.get("step"), fewer.get("mean")
+        buckets = np.unique(np.linspace(0, n, max(1, (most - 2) // 3) + 1).astype(int))
+        for low, high in itertools.pairwise(buckets.tolist()):
+            inside = (step >= low) & (step < high)
+            if inside.any():
+                want = loss[low:high][np.isfinite(loss[low:high])]
+                assert np.allclose(mean[inside], want.mean() if len(want) else np.nan, equal_nan=True)
 
 
 @pytest.mark.parametrize("table", ["runs", "chunks", "events", "judged"])
