@@ -2,7 +2,7 @@
 
     name: gpt-bytes
     tokens_per_param: 60          # optional: train.tokens of a rung that states none
-    at_once: 2                    # runs in flight; default as many as the cluster has room for
+    at_once: 2                    # runs in flight, wherever they wait; default as many as the cluster has room for
     base: {...}                   # a run.yaml without what the rungs say
     rungs:
       - {workload: {width: 8}}
@@ -194,18 +194,19 @@ def needs(spec: RunSpec) -> dict[str, float]:
 def fitting(
     queue: Sequence[RunSpec], flying: Sequence[RunSpec], room: Mapping[str, float], at_once: int | None
 ) -> list[RunSpec]:
-    """Which of the waiting runs to start now: in their order, each that still fits beside those in flight.
+    """Which of the waiting runs to start now: in their order, each that still fits beside those in flight. With
+    `at_once`, so many and no look at the room: those without a place wait in the cluster, their driver started already.
 
     One that is larger than all the room starts only when it is alone: an autoscaler may bring what it lacks. Pure.
     """
+    if at_once is not None:
+        return list(queue[: max(0, at_once - len(flying))])
     free = dict(room)
     for spec in flying:
         for key, amount in needs(spec).items():
             free[key] = free.get(key, 0.0) - amount
     chosen: list[RunSpec] = []
     for spec in queue:
-        if at_once is not None and len(flying) + len(chosen) >= at_once:
-            break
         need = needs(spec)
         if all(free.get(k, 0.0) >= n for k, n in need.items()):
             chosen.append(spec)
@@ -226,8 +227,8 @@ def run_ladder(
     tick: Callable[[list[Rung]], None] = lambda rungs: None,
     interval_s: float = 0.5,
 ) -> list[Rung]:
-    """Make the runs that are not finished yet, the longest first, as many at once as fit (and `at_once` at most).
-    Returns all rungs as they ended: finished, or failed with the reason.
+    """Make the runs that are not finished yet, the longest first, `at_once` or as many as fit. Returns
+    all rungs as they ended: finished, or failed with the reason.
 
     A rung that can't be submitted has failed, and the others go on. One that still runs, from a ladder that was cut
     off, is followed. An interruption has the runs commit a checkpoint and end; the next call goes on from there. Raises

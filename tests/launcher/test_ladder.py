@@ -108,6 +108,8 @@ def test_as_many_rungs_start_as_fit_beside_those_in_flight() -> None:
     assert fitting(specs, [], {"CPU": 4.0}, None) == [a, b]
     assert fitting([b, c], [a], {"CPU": 5.0}, None) == [b]
     assert fitting([b, c], [a], {"CPU": 64.0}, 2) == [b]
+    assert fitting(specs, [], {"CPU": 4.0}, 3) == [a, b, c]
+    assert fitting([c], [a, b], {"CPU": 4.0}, 2) == []
     assert fitting([c], [a, b], {"CPU": 4.0}, None) == []
     assert fitting([], [a], {"CPU": 4.0}, None) == []
 
