@@ -1,7 +1,7 @@
 """The store: what was written is read back, damage is loud, and one process has it at a time."""
 
-import math
 import itertools
+import math
 import shutil
 import sqlite3
 from pathlib import Path
