@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import Failed, Held, WrongInput
-from launcher.kuberay import job_name, manifests
+from launcher.kuberay import manifests
 from launcher.kuberay_api import (
     EVENTS,
     PODS,
@@ -30,6 +30,7 @@ from launcher.kuberay_api import (
     NotThere,
     Taken,
 )
+from launcher.kuberay_pods import job_name
 from launcher.kuberay_why import ENDED, Seen, Word, explain, phase, status_of
 from launcher.spec import RunSpec
 

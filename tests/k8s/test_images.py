@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.kuberay import HOME, USER_ID, WORK
+from launcher.kuberay_pods import HOME, USER_ID, WORK
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "k8s/images").glob("*.Containerfile"))

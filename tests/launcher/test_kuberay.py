@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import WrongInput
-from launcher.kuberay import NAME_LIMIT, as_yaml, commit_wait_s, job_name, manifests
+from launcher.kuberay import as_yaml, manifests
+from launcher.kuberay_pods import NAME_LIMIT, commit_wait_s, job_name
 from launcher.spec import RunSpec
 from launcher.specfile import read_spec
 
