@@ -262,6 +262,26 @@ def test_the_monitor_starts_with_the_arguments_it_is_given(capsys: pytest.Captur
     assert args.store in mounts and args.behind_proxy
 
 
+def test_the_janitor_is_the_identity_that_may_delete_and_starts_as_it_is_told() -> None:
+    from launcher.cli import parser
+
+    (found,) = of_kind("azure", "CronJob")
+    template = found["spec"]["jobTemplate"]["spec"]["template"]
+    pod = template["spec"]
+    assert (
+        pod["serviceAccountName"] == "losscast-janitor"
+        and template["metadata"]["labels"]["azure.workload.identity/use"] == "true"
+    )
+    assert parser().parse_args(pod["containers"][0]["args"]).place.startswith("az://")
+    assert (
+        pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+        and found["metadata"]["namespace"] == "training"
+    )
+    policy = next(p for p in of_kind("azure", "NetworkPolicy") if p["metadata"]["name"] == "losscast-janitor")
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert not policy["spec"].get("ingress")
+
+
 def test_grafana_gets_the_dashboard_as_it_is() -> None:
     found = next(c for c in of_kind("dev", "ConfigMap") if c["metadata"]["name"] == "losscast-dashboard")
     assert json.loads(found["data"]["losscast.json"]) == json.loads(
