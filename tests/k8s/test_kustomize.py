@@ -336,7 +336,7 @@ def test_checkov_finds_nothing_but_what_is_listed(tmp_path: Path) -> None:
     found = [
         o
         for o in built("azure")
-        if o["kind"] in ("StatefulSet", "Role", "RoleBinding", "ServiceAccount", "NetworkPolicy", "Service")
+        if o["kind"] in ("StatefulSet", "CronJob", "Role", "RoleBinding", "ServiceAccount", "NetworkPolicy", "Service")
     ]
     for n, one in enumerate([*lifted(), *found]):
         (tmp_path / f"{n}.yaml").write_text(yaml.safe_dump(one))
