@@ -62,10 +62,11 @@ def plain_ways(url: str, threads: int, inside: int) -> tuple[Callable[..., None]
     return up, down
 
 
-def timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds on the clock, and seconds of this process's CPU, which a busy machine changes little."""
+    began, busy = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - busy
 
 
 def files(folder: Path, rounds: int) -> list[dict[str, Any]]:
@@ -89,6 +90,7 @@ def files(folder: Path, rounds: int) -> list[dict[str, Any]]:
             )
             plain = {way: plain_ways(azurite.url, *way) for way in ways}
             seconds: dict[str, dict[Any, list[float]]] = {"up": {}, "down": {}}
+            cpu: dict[str, dict[Any, list[float]]] = {"up": {}, "down": {}}
             for turn in range(rounds + 1):
                 for direction, files_of in (("up", sources), ("down", targets)):
                     order: list[tuple[Any, Callable[[], Any]]] = [
@@ -96,9 +98,10 @@ def files(folder: Path, rounds: int) -> list[dict[str, Any]]:
                         *((w, lambda u=u, f=files_of: u(f)) for w, u in ((w, p[direction == "down"]) for w, p in plain.items())),
                     ]  # fmt: skip
                     for name, work in order[turn % len(order) :] + order[: turn % len(order)]:
-                        took = timed(work)
+                        took, busy = timed(work)
                         if turn:  # the first round warms caches and connections
                             seconds[direction].setdefault(name, []).append(took)
+                            cpu[direction].setdefault(name, []).append(busy)
             for direction, by in seconds.items():
                 best = min((w for w in by if w != "ours"), key=lambda w: statistics.median(by[w]))
                 ratios = [theirs / ours for theirs, ours in zip(by[best], by["ours"], strict=True)]
@@ -109,8 +112,11 @@ def files(folder: Path, rounds: int) -> list[dict[str, Any]]:
                         "sdk_best": f"{best[0]} files at once, {best[1]} blocks at once in each",
                         "ratio": round(statistics.median(ratios), 3), "lowest": round(min(ratios), 3),
                         "highest": round(max(ratios), 3),
+                        "ours_cpu_s": round(statistics.median(cpu[direction]["ours"]), 3),
+                        "sdk_cpu_s": round(statistics.median(cpu[direction][best]), 3),
                     }
                 )  # fmt: skip
+                print(answers[-1], file=sys.stderr, flush=True)
     return answers
 
 
@@ -233,7 +239,8 @@ def main() -> int:
     for row in answer.get("files", []):
         print(
             f"{row['files']:>14} {row['direction']:<4}  ours {row['ours_s']:.2f} s, SDK {row['sdk_s']:.2f} s ({row['sdk_best']}): "
-            f"{row['ratio']:.2f} of the SDK's speed ({row['lowest']:.2f} to {row['highest']:.2f})"
+            f"{row['ratio']:.2f} of the SDK's speed ({row['lowest']:.2f} to {row['highest']:.2f}); "
+            f"CPU {row['ours_cpu_s']:.2f} s, SDK {row['sdk_cpu_s']:.2f} s"
         )
     if "steps" in answer:
         row = answer["steps"]
