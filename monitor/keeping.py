@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitor.columns import Damaged, unpack
+from monitor.columns import BAND, Damaged, unpack
 from monitor.errors import Failed, WrongInput
 from monitor.facts import AttemptFacts, RunFacts, from_bytes, seal, to_bytes
 from monitor.ingest import note_event, note_samples
@@ -272,7 +272,10 @@ def _whole(row: tuple[Any, ...]) -> bool:
 
 
 def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
-    """A run's samples as a curves file (CSV or, by its name, Parquet) that `losscast replay` and `fit` read. Their number."""
+    """A run's samples as a curves file (CSV or, by its name, Parquet) that `losscast replay` and `fit` read. Their number.
+
+    A `target` without a suffix is a folder for TensorBoard.
+    """
     if not is_run_id(run):
         raise WrongInput(f"{run!r} is no run's name")
     store = Store(folder, read_only=True)
@@ -284,6 +287,8 @@ def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
             )
         names = ("run", "attempt", *FIELDS)
         table = itertools.chain.from_iterable(rows(samples(store, facts, [])))
+        if target is not None and target.suffix == "":
+            return _tensorboard(target, run, list(table))
         if target is not None and target.suffix == ".parquet":
             return _parquet(target, run, names, list(table))
         count = 0
@@ -316,6 +321,40 @@ def _parquet(target: Path, run: str, names: tuple[str, ...], table: list[dict[st
     partial = target.with_name(target.name + ".partial")
     pq.write_table(pa.table(columns), partial)
     partial.rename(target)
+    return len(table)
+
+
+def _tensorboard(folder: Path, run: str, table: list[dict[str, Any]]) -> int:
+    """An event file of every number there is, under FOLDER/RUN, with what was expected beside what was."""
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        raise Failed(
+            "TensorBoard's event files need it: pip install 'losscast[tensorboard]', or export to .csv"
+        ) from None
+    place = folder / run
+    if place.exists() and any(place.iterdir()):
+        raise WrongInput(
+            f"{place}: holds something already; TensorBoard would show both as one. Give another folder"
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    messages: Any = event_pb2  # made by protobuf when it is imported: no types to see
+    summaries: Any = summary_pb2
+    writer = EventFileWriter(str(place))
+    for row in table:
+        values = [
+            summaries.Summary.Value(
+                tag=f"line/{name}" if name in BAND else name, simple_value=float(row[name])
+            )
+            for name in FIELDS
+            if name not in ("step", "time") and row.get(name) is not None
+        ]
+        time_s = row.get("time")
+        at = time_s if isinstance(time_s, float) else 0.0
+        message = messages.Event(step=int(row["step"]), wall_time=at, summary=summaries.Summary(value=values))
+        writer.add_event(message)
+    writer.close()
     return len(table)
 
 

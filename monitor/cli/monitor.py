@@ -50,10 +50,17 @@ def register(commands: Any) -> None:
     )
     p.add_argument("--store", required=True, metavar="DIR")
     p.set_defaults(func=repair)
-    p = parts.add_parser("export", help="a run's samples as CSV or Parquet, beside a live service")
+    p = parts.add_parser(
+        "export", help="a run's samples as CSV, Parquet or TensorBoard events, beside a live service"
+    )
     p.add_argument("run", metavar="RUN")
     p.add_argument("--store", required=True, metavar="DIR")
-    p.add_argument("-o", "--output", metavar="FILE", help=".csv or .parquet; without it, CSV on stdout")
+    p.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".csv, .parquet, or a folder for TensorBoard (ends in /); without it, CSV on stdout",
+    )
     p.set_defaults(func=export)
 
     p = parts.add_parser("mute", help="silence a run's alerts for a while; works beside a live service")
@@ -298,10 +305,15 @@ def export(args: argparse.Namespace) -> int:
     from monitor.keeping import export as run
 
     target = Path(args.output) if args.output else None
-    if target is not None and target.suffix not in (".csv", ".parquet"):
-        raise WrongInput(f"{target}: give a name that ends in .csv or .parquet")
+    folder = target is not None and (args.output.endswith("/") or target.is_dir())
+    if target is not None and not folder and target.suffix not in (".csv", ".parquet"):
+        raise WrongInput(
+            f"{target}: give a name that ends in .csv or .parquet, or in / for a folder of TensorBoard's"
+        )
+    if folder and target is not None and target.suffix:
+        raise WrongInput(f"{target}: give a folder without a dot in its name")
     store = Path(args.store).expanduser()
-    if target is None or target.suffix == ".parquet":
+    if target is None or folder or target.suffix == ".parquet":
         count = run(store, args.run, target, sys.stdout)
     else:
         with target.open("w", newline="") as out:

@@ -11,7 +11,7 @@ from launcher.cli import main
 from monitor.errors import WrongInput
 from monitor.importing import read, run_id
 from tests.monitor.live import Service, wait_for
-from tests.monitor.test_service import curve
+from tests.monitor.test_service import Open, curve, lines
 
 
 def wrote(path: Path, text: str) -> Path:
@@ -136,3 +136,20 @@ def test_it_is_sent_once_judged_and_pages_nobody(
         assert main(["import", str(path), "--url", service.url]) == 1
     assert main(["import", str(path), "--url", service.url]) == 1
     assert main(["import", str(path), "--dry-run", "--run", "A B"]) == 2
+
+
+def test_what_is_exported_for_tensorboard_comes_back_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    opened = Open(tmp_path / "store")
+    losses = [*curve(40), math.nan]
+    opened.send(*lines("a", losses))
+    opened.judged()
+    opened.close()
+    out = str(tmp_path / "board") + "/"
+    assert main(["monitor", "export", "a", "--store", str(tmp_path / "store"), "-o", out]) == 0
+    found = read(tmp_path / "board" / "a", {})
+    assert [s["loss"] for s in found.samples[:40]] == pytest.approx(losses[:40], rel=1e-6)
+    assert math.isnan(found.samples[40]["loss"]) and "line/expected" in found.unused
+    assert main(["monitor", "export", "a", "--store", str(tmp_path / "store"), "-o", out]) == 2, (
+        "it would be shown twice"
+    )
