@@ -92,7 +92,9 @@ def test_every_route_wants_a_token(opened: Open) -> None:
     assert isinstance(guard, Guard)
     open_to_all = set()
     for route in guard.app.routes:  # type: ignore[attr-defined]
-        path = route.path.replace("{run}", "a").replace("{file}", "app.js").replace("{page}", "LossDiverged.md")
+        path = (
+            route.path.replace("{run}", "a").replace("{file}", "app.js").replace("{page}", "LossDiverged.md")
+        )
         for method in sorted(route.methods | {"OPTIONS", "PUT"}):
             for headers in ({}, {"Authorization": "Bearer lct_wrong"}, {"Cookie": "losscast=a.9999999999.b"}):
                 status = opened.nobody.request(method, path, headers=headers).status_code
