@@ -88,6 +88,7 @@ class Hosts:
         _ip("-n", full, "link", "add", "eth0", "type", "veth", "peer", "name", plug, "netns", self._switch)
         _ip("-n", full, "addr", "add", f"10.213.7.{number}/24", "dev", "eth0")
         _ip("-n", full, "link", "set", "eth0", "up")
+        _ip("-n", full, "route", "add", "default", "dev", "eth0")  # Ray asks the routes for its own address
         _ip("-n", self._switch, "link", "set", plug, "master", "br0", "up")
 
     def run(self, name: str, command: list[str], log: Path, **env: str) -> "subprocess.Popen[bytes]":

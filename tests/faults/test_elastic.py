@@ -1,4 +1,4 @@
-"""Shards of two ranks are read by one through DeepSpeed's universal form, and the losses go on as they would have."""
+"""Shards of two ranks are read by one, and its by two, through DeepSpeed's universal form: the losses go on as before."""
 
 import csv
 import threading
@@ -21,7 +21,7 @@ from tests.faults.training import spec_of  # noqa: E402
 
 @pytest.mark.parametrize("zero", [2])  # 1 is what test_hosts shrinks by
 def test_half_the_ranks_go_on_with_the_same_losses(tmp_path: Path, zero: int) -> None:
-    spec = spec_of(tmp_path, "half", steps=40, every=20, zero=zero)
+    spec = spec_of(tmp_path, "half", steps=60, every=20, zero=zero)
     folder = RunFolder.of(spec.checkpoints.url, spec.name)
     folder.path.mkdir(parents=True)
     owner = Ownership(folder, spec, "s", print)
@@ -58,8 +58,11 @@ def test_half_the_ranks_go_on_with_the_same_losses(tmp_path: Path, zero: int) ->
         step20 = folder.path / "attempts/1/checkpoints/step-20"
         path = to_universal(step20, tmp_path / "universal", print)
         half = train(fitted(spec, 1), resume_step=20, resume_from=str(path), universal=True)
+        step40 = to_universal(folder.path / "attempts/2/checkpoints/step-40", tmp_path / "back", print)
+        again = train(spec, resume_step=40, resume_from=str(step40), universal=True)
     finally:
         for rank in ranks:
             rank.close()
         owner.close()
     assert half == pytest.approx({s: loss for s, loss in whole.items() if s > 20}, abs=1e-4)
+    assert again == pytest.approx({s: loss for s, loss in whole.items() if s > 40}, abs=1e-4)

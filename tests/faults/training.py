@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import local_ray
+from launcher.errors import Failed
 from launcher.runfolder import RunFolder
 from launcher.spec import RunSpec
 from launcher.specfile import read_spec
@@ -153,4 +154,14 @@ def cluster(home: Path, cpus: int = 2, env: dict[str, str] | None = None) -> Ite
 
 def start(spec: RunSpec, head: local_ray.Head, env: dict[str, str] | None = None) -> Run:
     cache = {"LOSSCAST_CACHE": os.environ.get("LOSSCAST_CACHE", "")}
-    return Run(spec, submit(spec, head.dashboard, head.environment(), env={**cache, **(env or {})}), head)
+
+    def job() -> Submission | None:
+        try:
+            return submit(spec, head.dashboard, head.environment(), env={**cache, **(env or {})})
+        except Failed as error:  # the Jobs API answers before its agent does, on a busy machine
+            if "No available agent" not in str(error):
+                raise
+            time.sleep(1.0)
+            return None
+
+    return Run(spec, until(job, "a cluster that takes a job"), head)
