@@ -14,6 +14,7 @@ from launcher.cli import main
 from launcher.data import open_tokens, tokens_for
 from launcher.errors import Failed, WrongInput
 from launcher.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, prepare_corpus, write_corpus
+from tests.azurite import Azurite
 
 
 def stream(folder: Path) -> bytes:
@@ -211,3 +212,18 @@ def test_a_corpus_in_a_store_is_brought_once_and_compared(
     assert tokens_for(url, cache).digest == meta["digest"], "it is here already"
     with pytest.raises(Failed, match="not what meta"):
         tokens_for(url, tmp_path / "another-cache")
+
+
+def test_a_corpus_travels_through_azure_blob(
+    azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher import storage
+
+    monkeypatch.setattr(storage, "open_store", lambda url: azurite.store("runs", "corpora/small"))
+    text = sources(tmp_path / "in")["text"]
+    meta = prepare_corpus([str(text)], "az://account/runs/corpora/small")
+    tokens = tokens_for("az://account/runs/corpora/small", tmp_path / "cache")
+    assert tokens.digest == meta["digest"]
+    assert stream(next(p for p in (tmp_path / "cache").iterdir() if p.is_dir())) == b"\0".join(
+        t.encode() for t in TEXTS
+    )
