@@ -41,7 +41,6 @@ class Drill:
         """True at the one step whose loss becomes NaN."""
         return self.nan and step == self.step
 
-
     def strike(self, step: int, rank: int, attempt: int) -> None:
         """Called by every rank as a step begins. Raises DrillCrash, or never returns, where that is the drill."""
         if step != self.step or rank != 0:
