@@ -22,6 +22,8 @@ VARIABLE = "LOSSCAST_RUN"
 RANK, DRIVER = b"launcher.warm", b"launcher.driver"
 """In the command line of a rank's process (and of what it was forked from), and of a job's driver."""
 INTERVAL_S = 1.0
+PROC = Path("/proc")
+"""In a pod: the run's own processes, and no others."""
 
 
 def ranks(proc: Path = Path("/proc")) -> list[int]:
@@ -100,8 +102,12 @@ def _tried(count: Callable[[], int]) -> int | None:
 
 
 def main(argv: list[str]) -> int:
-    seconds, address = float(argv[0]) if argv else 60.0, os.environ.get(VARIABLE, "")
-    done = wait_for_commit(seconds, lambda: commits(address))
+    try:
+        seconds = float(argv[0])
+    except (IndexError, ValueError):
+        seconds = 60.0 if not argv else 1.0
+    address = os.environ.get(VARIABLE, "")
+    done = wait_for_commit(seconds, lambda: commits(address), proc=PROC)
     print(f"losscast: {'committed' if done else 'no commit'} before this pod goes", file=sys.stderr)
     return 0
 
