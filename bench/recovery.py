@@ -10,6 +10,7 @@ actor, which owns the process that trains, instead of that process; Ray Train's 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -123,6 +124,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--actor", action="store_true")
     args = parser.parse_args()
+    if importlib.util.find_spec("pandas") is None:
+        sys.exit("Ray Train can't be imported here: pip install 'ray[train]'")
     ours, theirs = [], []
     for n in range(args.rounds):
         with tempfile.TemporaryDirectory(prefix="lc-bench-") as folder:
