@@ -1,5 +1,5 @@
-"""Effective training time on 1,024 and 16,384 GPUs, simulated from recovery costs that were measured here and failure rates
-that were published. What it means for planning: docs/scale.md.
+"""Effective training time on 1,024 and 16,384 GPUs, simulated from failure rates that were published and recovery costs
+that are assumed. What it means for planning: docs/scale.md.
 
     python bench/effective_time.py [--days 54] [--restart-s 60] [--store-gb-s 60] ...
 
@@ -17,10 +17,10 @@ replaced (a share `replace`) `replace_s`, until a spare has joined. A failure du
 interval is Young's, sqrt(2 save_s MTBF), and at least as long as an upload takes. No failure is silent, and nothing but
 failures costs time.
 
-What was measured on this project's two CPU cores (bench/recovery.py): a death is seen in about 0.1 s, and a restart on
-warm processes takes one to a few seconds. A cluster's restart is longer: collective set-up over thousands of ranks and
-loading shards from storage. So the table has the measured figure, a minute, and five minutes; which of them holds on a
-given cluster has not been measured here.
+Save, upload, hang and replacement are arithmetic on bytes and bandwidths, not measurements. Of restart, two CPU cores show
+only that a restart on warm processes can take seconds; a cluster's is longer: collective set-up over thousands of ranks and
+loading shards from storage. So the table has a few seconds, a minute, and five minutes; which of them holds on a given
+cluster has not been measured.
 """
 
 import argparse

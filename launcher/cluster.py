@@ -9,6 +9,7 @@ RAY_* settings, so that one process can look at two clusters.
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from launcher.errors import Failed
 TIMEOUT_S = 15.0
 STATE_LIMIT = 10_000
 """Rows asked of the state API; what it keeps at most."""
+NO_AGENT = "No available agent"
+AGENT_WAIT_S = 60.0
 
 
 class Refused(Failed):
@@ -101,7 +104,17 @@ class Cluster:
         runtime = job.get("runtime_env") or {}
         if any(_is_folder(runtime.get(key)) for key in ("working_dir", "py_modules")):
             return self._submit_with_files(job)  # only Ray's own client packs folders
-        self._ask("POST", "/api/jobs/", dict(job), 60.0)
+        deadline = time.monotonic() + AGENT_WAIT_S
+        while True:
+            try:
+                self._ask("POST", "/api/jobs/", dict(job), 60.0)
+                return None
+            except (
+                Failed
+            ) as error:  # a head that has just started: its dashboard is up before the agent that runs jobs
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def job(self, submission: str) -> Job:
         """Raises Unknown where the cluster has never heard of it."""
