@@ -130,6 +130,8 @@ def phase(facts: Facts, job_state: str | None = None) -> str:
     """
     if facts.finished:
         return "finished"
+    if facts.taken is not None and facts.end is not None and facts.end.get("by") == "stop --now":
+        return "stopped"  # its job is ended, and the lease it could not give back has yet to lapse
     if facts.holder.alive:
         if facts.attempt != getattr(facts.holder.attempt, "attempt", None):
             return "pending"  # a rank that has its place leaves a log at once

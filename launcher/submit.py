@@ -244,8 +244,17 @@ def wait(
 
 
 def end_job(submission: Submission, ray_env: Mapping[str, str]) -> None:
-    """Stop the Ray job at once, without a checkpoint. Asking the run itself (`ask_to_stop`) is the gentle way."""
-    Cluster(submission.dashboard, ray_env).stop(submission.job)
+    """Stop the Ray job without a checkpoint, and wait until Ray has. Asking the run itself (`ask_to_stop`) is the gentle way.
+
+    Raises Failed where the job is still there after half a minute: Ray sends TERM, and KILL three seconds later.
+    """
+    cluster = Cluster(submission.dashboard, ray_env)
+    cluster.stop(submission.job)
+    until = time.monotonic() + 30
+    while (status := cluster.job(submission.job).status) in ("PENDING", "RUNNING"):
+        if time.monotonic() > until:
+            raise Failed(f"{submission.job}: Ray was asked to end it and still counts it as {status}.")
+        time.sleep(0.2)
 
 
 def ask_to_stop(folder: RunFolder) -> None:

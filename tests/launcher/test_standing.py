@@ -104,6 +104,17 @@ def test_a_run_goes_from_pending_over_running_to_finished(made: Made) -> None:
     assert made.phase() == "finished"
 
 
+def test_a_job_that_a_person_ended_is_stopped_before_its_lease_has_lapsed(made: Made) -> None:
+    from launcher.submit import note_stopped, read_submission
+
+    job = read_submission(made.submitted().folder)
+    assert job is not None
+    with made.log.take(JOB):
+        assert made.phase("RUNNING") == "pending"
+        note_stopped(made.folder, job)
+        assert made.phase("STOPPED") == made.phase() == "stopped"
+
+
 @pytest.mark.parametrize(
     ("status", "word"), [(0, "stopped"), (1, "failed"), (2, "failed"), (75, "failed"), (None, "failed")]
 )
