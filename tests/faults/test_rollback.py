@@ -85,7 +85,8 @@ def test_a_divergence_is_rolled_back_twice_and_then_a_person_is_asked(
     more = f'monitor: {{url: "{monitor.url}"}}\npolicy: {{on_divergence: rollback}}'
     with cluster(tmp_path / "ray") as head:
         run = start(
-            spec_of(tmp_path, "back", steps=900, every=20, more=more),
+            # all are kept: at a hundred steps a second three checkpoints are passed before the advice is read
+            spec_of(tmp_path, "back", steps=900, every=20, keep=50, more=more),
             head,
             env={"LOSSCAST_ADVICE_POLL_S": "0.2"},
         )

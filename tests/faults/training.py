@@ -23,7 +23,7 @@ workload: {{kind: gpt, layers: 2, width: 12, heads: 1, context: 32}}
 data: {{path: stdlib, holdout_tokens: 8192}}
 train: {{tokens: {tokens}, batch_tokens: 256, lr: 0.03, lr_base_width: 16, schedule: {{kind: linear, warmup_tokens: 1024}}, seed: 3}}
 parallel: {{dp: {dp}, zero: {zero}}}
-checkpoints: {{url: {runs}, every_steps: {every}}}
+checkpoints: {{url: {runs}, every_steps: {every}, keep: {keep}}}
 {more}
 """
 PATIENCE_S = 180.0
@@ -31,11 +31,26 @@ PATIENCE_S = 180.0
 
 
 def spec_of(
-    folder: Path, name: str, *, steps: int, every: int = 20, dp: int = 2, zero: int = 1, more: str = ""
+    folder: Path,
+    name: str,
+    *,
+    steps: int,
+    every: int = 20,
+    keep: int = 3,
+    dp: int = 2,
+    zero: int = 1,
+    more: str = "",
 ) -> RunSpec:
     path = folder / f"{name}.yaml"
     text = SPEC.format(
-        name=name, tokens=steps * 256, dp=dp, zero=zero, runs=folder / "runs", every=every, more=more
+        name=name,
+        tokens=steps * 256,
+        dp=dp,
+        zero=zero,
+        runs=folder / "runs",
+        every=every,
+        keep=keep,
+        more=more,
     )
     path.write_text(text)
     return read_spec(path)
