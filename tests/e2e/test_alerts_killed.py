@@ -94,7 +94,7 @@ def test_no_page_is_missed_and_none_is_false_while_everything_is_killed(tmp_path
     ):
         sender = Sender(service, kinds)
         sender.start()
-        wait_for(lambda: (service.get(f"/v1/runs/{next(iter(kinds))}") or {}).get("step", 0) > 100, 60)
+        wait_for(lambda: ((service.get(f"/v1/runs/{next(iter(kinds))}") or {}).get("step") or 0) > 100, 60)
         wanted = {run: WANT[kind] for run, kind in kinds.items() if kind in WANT}
         kills, until = 0, time.monotonic() + (600 if LONG else 150)
         least = time.monotonic() + (300 if LONG else 45)
