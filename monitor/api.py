@@ -9,6 +9,7 @@ What `POST /v1/events` answers: 200 on disk; 400 not NDJSON; 401, 403 the token;
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -378,7 +379,13 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
             Route("/v1/laws", laws, methods=["GET"]),
             Route("/v1/openapi.json", openapi, methods=["GET"]),
         ],
-        exception_handlers={Refused: refused, Damaged: damaged, Failed: damaged, WrongInput: wrong},
+        exception_handlers={
+            Refused: refused,
+            Damaged: damaged,
+            Failed: damaged,
+            sqlite3.Error: damaged,
+            WrongInput: wrong,
+        },
     )
     return Guard(app, monitor)
 

@@ -183,7 +183,7 @@ class Judging:
                     rows = list(self.store.tail(self._tailed, TAIL_ROWS, TAIL_SAMPLES))
             if not rows:
                 rows = list(self.store.heads(self._tailed, 10 * TAIL_ROWS))
-        except (sqlite3.Error, OSError) as error:
+        except (Damaged, sqlite3.Error, OSError) as error:
             self._trouble = str(error)
             time.sleep(0.2)
             return

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from monitor.schema import is_run_id
 from monitor.store import FILE, ChunkRow, EventRow, Store
 from monitor.wire import Event, SampleLine
 
-SEALED = {"runs": 4, "chunks": 12, "events": 8, "judged": 5, "bands": 6}
+SEALED = {"runs": 4, "chunks": 13, "events": 8, "judged": 5, "bands": 6}
 """Tables whose last column is the seal over the others, and how many columns they have."""
 PLAIN = ("alerts", "verdicts")
 
@@ -208,10 +209,10 @@ def _holes(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
         have = counts.get(key, 0)
         if row[4] != have:
             holes[key] = row[4] - have  # all that is missing so far
-            cells = (*row[:4], have, *row[5:-1])
-            moved.append((have, seal(*cells), row[0]))
+            _, _, _, _, before, *_, head, _, crc = replace(ChunkRow.of(list(row[:-1])), before=have).row()
+            moved.append((before, head, crc, row[0]))
         counts[key] = have + row[3]
-    db.executemany("UPDATE chunks SET before=?, crc=? WHERE ord=?", moved)
+    db.executemany("UPDATE chunks SET before=?, head=?, crc=? WHERE ord=?", moved)
     return holes
 
 
@@ -219,7 +220,8 @@ def _again(db: sqlite3.Connection, old: RunFacts) -> RunFacts:
     """What is known of a run, from its samples and events alone."""
     facts = RunFacts(old.run_id, old.run, old.owner, created_received=old.created_received)
     parts: list[ChunkRow | EventRow] = [
-        ChunkRow(*row[:-1]) for row in db.execute("SELECT * FROM chunks WHERE run_id=?", (old.run_id,))
+        ChunkRow.of(list(row[:-1]))
+        for row in db.execute("SELECT * FROM chunks WHERE run_id=?", (old.run_id,))
     ]
     parts += [EventRow(*row[:-1]) for row in db.execute("SELECT * FROM events WHERE run_id=?", (old.run_id,))]
     for part in sorted(parts, key=lambda part: part.ord):

@@ -52,6 +52,10 @@ def samples(
     """
     wanted = spans(facts.attempts) if attempt is None else [(attempt, 0, LAST)]
     known = store.run(facts.run)  # as of the last commit; what the writer holds may be ahead of it
+    if known is None and facts.samples and not pending:
+        raise Damaged(
+            f"{store.path}: the row of run {facts.run!r} can't be found; see `losscast monitor repair`"
+        )
     out = []
     for number, low, high in wanted:
         low, high = max(low, first), min(high, last)
@@ -59,7 +63,7 @@ def samples(
             continue
         chunks = list(store.chunks(facts.run_id, number, first=low, last=high))
         of = None if known is None else known.attempt_facts(number)
-        _without_a_hole(store, facts, number, chunks, of if high == LAST else None)
+        _without_a_hole(store, facts, number, chunks, of)
         if not chunks:
             continue
         whole = join(unpack(c.body) for c in chunks)

@@ -30,7 +30,7 @@ CREATE TABLE runs (run_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, facts 
 CREATE TABLE chunks (ord INTEGER PRIMARY KEY, run_id INTEGER NOT NULL, attempt INTEGER NOT NULL,
     n INTEGER NOT NULL, before INTEGER NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL,
     first_step INTEGER NOT NULL, last_step INTEGER NOT NULL, received REAL NOT NULL,
-    body BLOB NOT NULL, crc INTEGER NOT NULL);
+    head INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX chunks_of_run ON chunks (run_id, attempt, ord);
 CREATE TABLE events (ord INTEGER PRIMARY KEY, run_id INTEGER NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
     digest BLOB NOT NULL, received REAL NOT NULL, body TEXT NOT NULL, crc INTEGER NOT NULL);
@@ -66,9 +66,16 @@ class ChunkRow:
     body: bytes
 
     def row(self) -> tuple[Any, ...]:
+        """As the table holds it: `head` seals what a query chooses rows by, `crc` all of it."""
         cells = (self.ord, self.run_id, self.attempt, self.n, self.before, self.first_seq, self.last_seq,
-                 self.first_step, self.last_step, self.received, self.body)  # fmt: skip
-        return (*cells, seal(*cells))
+                 self.first_step, self.last_step, self.received)  # fmt: skip
+        whole = (*cells, seal(*cells), self.body)
+        return (*whole, seal(*whole))
+
+    @classmethod
+    def of(cls, cells: list[Any]) -> "ChunkRow":
+        """Back from the table's cells, without the `crc`."""
+        return cls(*(cells[:10] + cells[11:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +140,12 @@ class Store:
             )
             os.chmod(self.path, 0o600)
             self._prepare()
-        except (OSError, sqlite3.DatabaseError) as error:
+        # UnicodeDecodeError is what sqlite3 makes of an error text that quotes damaged bytes
+        except (OSError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self.close()
-            raise Failed(f"can't open the store {self.path}: {error}") from error
+            raise Failed(
+                f"can't open the store {self.path}: {error}; see `losscast monitor repair`"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -216,7 +226,7 @@ class Store:
                 )
             if chunks:
                 db.executemany(
-                    "INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", [c.row() for c in chunks]
+                    "INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", [c.row() for c in chunks]
                 )
             if events:
                 db.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", [e.row() for e in events])
@@ -266,28 +276,36 @@ class Store:
             self._readers.append(found)
         return found
 
+    def _read(self, sql: str, cells: Sequence[Any] = ()) -> Iterator[Any]:
+        """Rows of a query. Raises Damaged where the file is, sqlite3.OperationalError where it can't be read just now."""
+        try:
+            yield from self.reader().execute(sql, cells)
+        except UnicodeDecodeError as error:  # an error text that quotes damaged bytes
+            raise self._damaged("it holds bytes that are no text") from error
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, what: str) -> Damaged:
+        return Damaged(f"{self.path}: {what}; see `losscast monitor repair`")
+
     def runs(self) -> list[RunFacts]:
         """Every run. Raises Damaged where a row's seal is broken."""
         out = []
-        for run_id, name, blob, crc in self.reader().execute("SELECT run_id, name, facts, crc FROM runs"):
+        for run_id, name, blob, crc in self._read("SELECT run_id, name, facts, crc FROM runs"):
             if seal(run_id, name, blob) != crc:
-                raise Damaged(
-                    f"{self.path}: the row of run {name!r} is damaged; see `losscast monitor repair`"
-                )
+                raise self._damaged(f"the row of run {name!r} is damaged")
             out.append(from_bytes(blob))
         return out
 
     def run(self, name: str) -> RunFacts | None:
         """One run by name."""
-        row = (
-            self.reader()
-            .execute("SELECT run_id, name, facts, crc FROM runs WHERE name=?", (name,))
-            .fetchone()
-        )
+        row = next(self._read("SELECT run_id, name, facts, crc FROM runs WHERE name=?", (name,)), None)
         if row is None:
             return None
         if seal(*row[:3]) != row[3]:
-            raise Damaged(f"{self.path}: the row of run {name!r} is damaged; see `losscast monitor repair`")
+            raise self._damaged(f"the row of run {name!r} is damaged")
         return from_bytes(row[2])
 
     def chunks(
@@ -295,17 +313,17 @@ class Store:
         limit: int = -1
     ) -> Iterator[ChunkRow]:  # fmt: skip
         """Chunks in the order of their ordinals that hold steps of first..last. Raises Damaged."""
-        where = "" if attempt is None else "AND attempt=? "
-        cells = (run_id,) if attempt is None else (run_id, attempt)
-        for *row, crc in self.reader().execute(
-            f"SELECT * FROM chunks WHERE run_id=? {where}AND ord>? AND last_step>=? AND first_step<=? ORDER BY ord LIMIT ?",
-            (*cells, after, first, last, limit),
+        where, cells = "run_id=? AND ord>?", [run_id, after]
+        if attempt is not None:
+            where, cells = f"{where} AND attempt=?", [*cells, attempt]
+        if first > 0 or last < 2**53:  # not for all of them: a damaged step would be passed over unseen
+            where, cells = f"{where} AND last_step>=? AND first_step<=?", [*cells, first, last]
+        for *row, crc in self._read(
+            f"SELECT * FROM chunks WHERE {where} ORDER BY ord LIMIT ?", (*cells, limit)
         ):
             if seal(*row) != crc:
-                raise Damaged(
-                    f"{self.path}: chunk {row[0]} of run id {run_id} is damaged; see `losscast monitor repair`"
-                )
-            yield ChunkRow(*row)
+                raise self._damaged(f"chunk {row[0]} of run id {run_id} is damaged")
+            yield ChunkRow.of(row)
 
     def tail(self, after: int, rows: int, samples: int) -> list[ChunkRow | EventRow]:
         """What was committed after an ordinal, of all runs, in order: at most `rows` chunks, about `samples` in them.
@@ -314,24 +332,20 @@ class Store:
         """
         found: list[ChunkRow | EventRow] = []
         most = 2**62
-        for *row, crc in self.reader().execute("SELECT * FROM chunks WHERE ord>? ORDER BY ord", (after,)):
+        for *row, crc in self._read("SELECT * FROM chunks WHERE ord>? ORDER BY ord", (after,)):
             if seal(*row) != crc:
-                raise Damaged(
-                    f"{self.path}: chunk {row[0]} of run id {row[1]} is damaged; see `losscast monitor repair`"
-                )
-            found.append(ChunkRow(*row))
+                raise self._damaged(f"chunk {row[0]} of run id {row[1]} is damaged")
+            found.append(ChunkRow.of(row))
             samples -= row[3]
             if samples <= 0 or len(found) >= rows:
                 most = row[0]
                 break
         chunks = len(found)
-        for *row, crc in self.reader().execute(
+        for *row, crc in self._read(
             "SELECT * FROM events WHERE ord>? AND ord<=? ORDER BY ord LIMIT ?", (after, most, 5 * rows)
         ):
             if seal(*row) != crc:
-                raise Damaged(
-                    f"{self.path}: event {row[0]} of run id {row[1]} is damaged; see `losscast monitor repair`"
-                )
+                raise self._damaged(f"event {row[0]} of run id {row[1]} is damaged")
             found.append(EventRow(*row))
         if len(found) - chunks == 5 * rows:  # so many that they were cut: nothing past the last of them
             most = found[-1].ord
@@ -341,78 +355,84 @@ class Store:
 
     def heads(self, after: int, limit: int) -> list[tuple[int, int, float]]:
         """(ord, run_id, received) of what was committed after an ordinal, of all runs, in order."""
-        return self.reader().execute(
+        return list(self._read(
             "SELECT ord, run_id, received FROM chunks WHERE ord>?1 UNION ALL SELECT ord, run_id, received FROM events "
             "WHERE ord>?1 ORDER BY ord LIMIT ?2", (after, limit),
-        ).fetchall()  # fmt: skip
+        ))  # fmt: skip
 
     def newest_ord(self) -> int:
         """The newest ordinal that can be read."""
         return max(
-            self.reader().execute(f"SELECT coalesce(max(ord), 0) FROM {table}").fetchone()[0]
+            next(self._read(f"SELECT coalesce(max(ord), 0) FROM {table}"))[0]
             for table in ("chunks", "events")
         )
 
     def seqs(self, run_id: int, attempt: int) -> Iterator[tuple[int, int, int, int]]:
-        """(ord, n, first_seq, last_seq) of the attempt's chunks."""
-        return self.reader().execute(
-            "SELECT ord, n, first_seq, last_seq FROM chunks WHERE run_id=? AND attempt=? ORDER BY ord",
-            (run_id, attempt),
+        """(ord, n, first_seq, last_seq) of the attempt's chunks. Raises Damaged."""
+        return (
+            (ord, n, first, last) for ord, _, _, n, _, first, last, *_ in self._chunk_heads(run_id, attempt)
         )
 
     def count_between(self, run_id: int, attempt: int, after: int, before: int) -> int:
-        """Samples of the attempt in chunks strictly between two ordinals."""
-        (found,) = self.reader().execute(
-            "SELECT coalesce(sum(n), 0) FROM chunks WHERE run_id=? AND attempt=? AND ord>? AND ord<?",
+        """Samples of the attempt in chunks strictly between two ordinals.
+
+        Raises Damaged where a chunk's head is: a query that chose by steps may have passed over it wrongly.
+        """
+        return sum(cells[3] for cells in self._chunk_heads(run_id, attempt, after, before))
+
+    def _chunk_heads(
+        self, run_id: int, attempt: int, after: int = 0, before: int = 2**62
+    ) -> Iterator[list[Any]]:
+        """What chunks of an attempt hold before their bodies, in order. Raises Damaged."""
+        for *cells, head in self._read(
+            "SELECT ord, run_id, attempt, n, before, first_seq, last_seq, first_step, last_step, received, head "
+            "FROM chunks WHERE run_id=? AND attempt=? AND ord>? AND ord<? ORDER BY ord",
             (run_id, attempt, after, before),
-        ).fetchone()  # fmt: skip
-        return found
+        ):
+            if seal(*cells) != head:
+                raise self._damaged(f"chunk {cells[0]} of run id {run_id} is damaged")
+            yield cells
 
     def chunk(self, ord: int) -> ChunkRow:
         """One chunk. Raises Damaged."""
-        *row, crc = self.reader().execute("SELECT * FROM chunks WHERE ord=?", (ord,)).fetchone()
-        if seal(*row) != crc:
-            raise Damaged(f"{self.path}: chunk {ord} is damaged; see `losscast monitor repair`")
-        return ChunkRow(*row)
+        row = next(self._read("SELECT * FROM chunks WHERE ord=?", (ord,)), None)
+        if row is None or seal(*row[:-1]) != row[-1]:
+            raise self._damaged(f"chunk {ord} is damaged")
+        return ChunkRow.of(list(row[:-1]))
 
     def events(self, run_id: int, *, after: int = 0, last: int = 2**62, limit: int = -1) -> list[EventRow]:
         """Events after an ordinal, in order. Raises Damaged."""
         out = []
-        for *row, crc in self.reader().execute(
+        for *row, crc in self._read(
             "SELECT * FROM events WHERE run_id=? AND ord>? AND ord<=? ORDER BY ord LIMIT ?",
             (run_id, after, last, limit),
         ):
             if seal(*row) != crc:
-                raise Damaged(
-                    f"{self.path}: event {row[0]} of run id {run_id} is damaged; see `losscast monitor repair`"
-                )
+                raise self._damaged(f"event {row[0]} of run id {run_id} is damaged")
             out.append(EventRow(*row))
         return out
 
     def has_event(self, run_id: int, attempt: int, digest: bytes) -> bool:
         """True when this very event was taken before."""
-        return self.reader().execute(
+        found = self._read(
             "SELECT 1 FROM events WHERE run_id=? AND attempt=? AND digest=?", (run_id, attempt, digest)
-        ).fetchone() is not None  # fmt: skip
+        )
+        return next(found, None) is not None
 
     def lasts(self) -> dict[int, tuple[int, dict[str, Any]]]:
         """The judge's cursor and newest verdict, by run id."""
-        rows = self.reader().execute("SELECT run_id, cursor, last FROM judged")
+        rows = self._read("SELECT run_id, cursor, last FROM judged")
         return {run_id: (cursor, json.loads(last)) for run_id, cursor, last in rows}
 
     def judged(self, run_id: int) -> tuple[int, bytes] | None:
         """The judge's cursor and state. Raises Damaged."""
-        row = (
-            self.reader()
-            .execute("SELECT run_id, cursor, state, last, crc FROM judged WHERE run_id=?", (run_id,))
-            .fetchone()
+        row = next(
+            self._read("SELECT run_id, cursor, state, last, crc FROM judged WHERE run_id=?", (run_id,)), None
         )
         if row is None:
             return None
         if seal(*row[:4]) != row[4]:
-            raise Damaged(
-                f"{self.path}: the judge's state of run id {run_id} is damaged; see `losscast monitor repair`"
-            )
+            raise self._damaged(f"the judge's state of run id {run_id} is damaged")
         return row[1], row[2]
 
     def bands(self, run_id: int, attempt: int, first: int = 0, last: int = 2**62) -> list[bytes]:
@@ -421,31 +441,28 @@ class Store:
         A row is for the chunks up to its ordinal, from the row before on.
         """
         out = []
-        for *row, crc in self.reader().execute(
+        for *row, crc in self._read(
             "SELECT * FROM bands WHERE run_id=?1 AND attempt=?2 AND ord>=?3 AND ord<=coalesce("
             "(SELECT min(ord) FROM bands WHERE run_id=?1 AND attempt=?2 AND ord>=?4), ?4) ORDER BY ord, part",
             (run_id, attempt, first, last),
         ):
             if seal(*row) != crc:
-                raise Damaged(
-                    f"{self.path}: band {row[2]} of run id {run_id} is damaged; see `losscast monitor repair`"
-                )
+                raise self._damaged(f"band {row[2]} of run id {run_id} is damaged")
             out.append(row[4])
         return out
 
     def alerts(self, run_id: int, *, open_only: bool = False) -> list[dict[str, Any]]:
         """Alerts as they were called, oldest first."""
-        rows = self.reader().execute(
-            f"SELECT * FROM alerts WHERE run_id=? {'AND resolved_step IS NULL' if open_only else ''} "
+        names = ("attempt", "alert", "severity", "step", "since_step", "value", "expected", "special",
+                 "opened_received", "resolved_step", "closed_received")  # fmt: skip
+        out = []
+        for row in self._read(
+            f"SELECT {', '.join(names)} FROM alerts WHERE run_id=? {'AND resolved_step IS NULL' if open_only else ''} "
             "ORDER BY opened_received, step",
             (run_id,),
-        )
-        names = [c[0] for c in rows.description]
-        out = []
-        for row in rows:
-            alert = dict(zip(names, row, strict=True))
+        ):
+            alert = dict[str, Any](zip(names, row, strict=True))
             special = alert.pop("special")
-            alert.pop("run_id")
             if special:
                 alert["value"] = special
             alert["opened_time"] = alert.pop("opened_received")
@@ -457,7 +474,7 @@ class Store:
         """Changes of state, oldest first."""
         return [
             {**json.loads(body), "attempt": attempt, "time": received}
-            for attempt, received, body in self.reader().execute(
+            for attempt, received, body in self._read(
                 "SELECT attempt, received, body FROM verdicts WHERE run_id=? ORDER BY ord, attempt, step",
                 (run_id,),
             )

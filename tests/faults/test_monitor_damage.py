@@ -92,7 +92,7 @@ def test_damage_is_loud_or_harmless_never_a_silent_hole(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "closed")
     shutil.rmtree(tmp_path / "live")
     fill(tmp_path / "live")
-    rng = random.Random(2)
+    rng = random.Random(2)  # what is hit differs all the same: the rows hold times
     named = harmless = shorter = 0
     for i in range(DAMAGES):
         source = tmp_path / rng.choice(("good", "good", "closed"))
@@ -120,6 +120,27 @@ def test_damage_is_loud_or_harmless_never_a_silent_hole(tmp_path: Path) -> None:
         f"{DAMAGES} damages: {named} named, {harmless} harmless, {shorter} back at an earlier commit, 0 silent"
     )
     assert named > DAMAGES // 8 and shorter > DAMAGES // 20
+
+
+def test_a_chunk_whose_steps_are_damaged_is_not_passed_over(tmp_path: Path) -> None:
+    """A query that chooses by step would leave such a chunk out, and its seal would never be looked at."""
+    fill(tmp_path / "live")
+    db = sqlite3.connect(tmp_path / "closed" / FILE)
+    db.execute("UPDATE chunks SET last_step=-39 WHERE ord=19")
+    db.commit()
+    db.close()
+    store = Store(tmp_path / "closed")
+    try:
+        hurt = next(facts for facts in store.runs() if facts.run == "r0")
+        for view in ({}, {"first": 100}, {"last": 10}, {"first": 60, "last": 90}):
+            with pytest.raises(Damaged, match="chunk 19 of run id 1 is damaged"):
+                samples(store, hurt, [], **view)
+        with pytest.raises(Damaged):
+            list(store.chunks(hurt.run_id, after=0))
+        with pytest.raises(Damaged):
+            list(store.seqs(hurt.run_id, 1))
+    finally:
+        store.close()
 
 
 def test_what_a_repair_leaves_is_true_and_readable(tmp_path: Path) -> None:
