@@ -44,7 +44,7 @@ infra-check: .venv/.pulumi
 
 k8s-files: .venv/.dev
 	$(BIN)/losscast alert rules > k8s/rules/losscast.rules.yaml
-	$(BIN)/python -m monitor.prometheus_operator k8s/base/monitor
+	$(BIN)/python -m monitor.prometheus.operator k8s/base/monitor
 
 .venv/.pulumi: .venv/bin/python pyproject.toml
 	$(PYTHON) -m venv .venv/pulumi

@@ -144,10 +144,10 @@ def trainer() -> Callable[[], None]:
 
 
 def steps(folder: Path, rounds: int) -> dict[str, Any]:
-    from launcher.runfolder import RunFolder
-    from launcher.spec import RunSpec
-    from launcher.specfile import read_spec
-    from launcher.upload import Carrier, staging
+    from launcher.spec.file import read_spec
+    from launcher.spec.model import RunSpec
+    from launcher.storage.runfolder import RunFolder
+    from launcher.training.upload import Carrier, staging
 
     with Azurite(folder / "azurite-tls", oauth=True) as azurite, Entra(azurite.certificate) as entra:
         os.setpriority(os.PRIO_PROCESS, azurite.pid, 19)
@@ -171,7 +171,7 @@ def steps(folder: Path, rounds: int) -> dict[str, Any]:
         step = trainer()
         for _ in range(30):
             step()
-        from launcher.saving import run_log
+        from launcher.training.saving import run_log
 
         with run_log(run).take("bench") as holding:
             carrier = Carrier(run, holding.attempt, spec, 0, 1)

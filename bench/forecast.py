@@ -33,13 +33,13 @@ from pathlib import Path
 import numpy as np
 from forecast_sources import family, folder, sources, tuned_on
 
-from monitor.anneal import Schedule
-from monitor.fit import fit
-from monitor.fit_chinchilla import bootstrap_plain, fit_plain
-from monitor.points import Curves, Points, read_curves, read_points
-from monitor.prediction import WIDE, predict
-from monitor.table import read_table
-from monitor.task import fit_link
+from monitor.forecast.anneal import Schedule
+from monitor.forecast.fit import fit
+from monitor.forecast.fit_chinchilla import bootstrap_plain, fit_plain
+from monitor.forecast.points import Curves, Points, read_curves, read_points
+from monitor.forecast.prediction import WIDE, predict
+from monitor.forecast.table import read_table
+from monitor.forecast.task import fit_link
 
 
 def bench_fit() -> dict:

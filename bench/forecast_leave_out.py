@@ -16,9 +16,9 @@ import numpy as np
 from forecast import windows
 from forecast_sources import family, sources
 
-from monitor import fit_members
-from monitor.fit_clean import clean
-from monitor.fit_members import Runs, fit_mode
+from monitor.forecast import fit_members
+from monitor.forecast.fit_clean import clean
+from monitor.forecast.fit_members import Runs, fit_mode
 
 SHIPPED = "as shipped"
 Prior = tuple[float, float]

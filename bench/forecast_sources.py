@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from monitor.points import Points, read_curves, read_points
-from monitor.table import read_table
+from monitor.forecast.points import Points, read_curves, read_points
+from monitor.forecast.table import read_table
 
 UNSEEN = ("chess_const",)
 

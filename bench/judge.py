@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from judge_advice import advice, drift_beside_control
 from judge_peers import rules
 
+from monitor.forecast.points import read_curves
 from monitor.judge import Settings
-from monitor.points import read_curves
 from monitor.replay import Watch, read_samples, replay, samples_of
 from monitor.verdict import Sample
 

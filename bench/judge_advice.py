@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from monitor.points import read_curves
+from monitor.forecast.points import read_curves
 from monitor.replay import Watch, read_samples, replay, samples_of
 from monitor.verdict import Sample
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from judge import FAULTS, HEALTHY
 
-from monitor.points import read_curves
+from monitor.forecast.points import read_curves
 from monitor.replay import read_samples, replay, samples_of
 from monitor.verdict import Sample
 

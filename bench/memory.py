@@ -2,7 +2,7 @@
 
     python bench/memory.py [--only WORDS] [--json OUT]
 
-Each case trains three steps in fresh processes (`launcher.measure`: gloo, peak resident memory over what was resident
+Each case trains three steps in fresh processes (`launcher.plan.measure`: gloo, peak resident memory over what was resident
 before). Bytes of the largest rank of each pipeline stage. Goal: within 15%.
 """
 
@@ -11,9 +11,9 @@ import json
 import sys
 from typing import Any
 
-from launcher.measure import measured_peaks
-from launcher.memory import rank_memory
-from launcher.spec import RunSpec
+from launcher.plan.measure import measured_peaks
+from launcher.spec.model import RunSpec
+from launcher.training.memory import rank_memory
 
 SMALL = {"layers": 4, "width": 384}
 MIDDLE = {"layers": 8, "width": 512}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from monitor.ingest import Ingest
-from monitor.store import Store
+from monitor.store.ingest import Ingest
+from monitor.store.store import Store
 from monitor.wire import parse
 from tests.monitor.live import Service
 

@@ -3,7 +3,7 @@
     python bench/recovery.py [--rounds 3] [--actor]
 
 The job is a ZeRO-1 gpt on two ranks with a checkpoint every 20 steps. Both sides train with the same worker
-(`launcher.worker.train`) and resume from the newest verified checkpoint; Ray Train's own part is what restarts it
+(`launcher.training.loop.train`) and resume from the newest verified checkpoint; Ray Train's own part is what restarts it
 (TorchTrainer, FailureConfig, nothing else changed). Rounds of the two alternate, each on a Ray cluster of its own, so that
 both see the same machine. Seconds, by the clock that also stamps each step in curve.csv. `--actor` kills losscast's Ray
 actor, which owns the process that trains, instead of that process; Ray Train's worker is its actor.
@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launcher import local_ray
-from launcher.runfolder import RunFolder, write_whole
+from launcher.jobs import local_ray
+from launcher.storage.runfolder import RunFolder, write_whole
 from tests.faults.training import command_line, spec_of, start, until
 
 STEPS = 100_000
@@ -36,10 +36,10 @@ from ray.train.torch import TorchTrainer
 def loop(config):
     from dataclasses import asdict
     import torch.distributed as dist
-    from launcher import worker
-    from launcher.runfolder import RunFolder, read_json
-    from launcher.saving import shared_assignment
-    from launcher.spec import RunSpec
+    from launcher.training import loop as worker
+    from launcher.storage.runfolder import RunFolder, read_json
+    from launcher.training.saving import shared_assignment
+    from launcher.spec.model import RunSpec
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = RunFolder.at(config["folder"])
     worker.train(shared_assignment(RunSpec.from_dict(read_json(folder.spec))))

@@ -17,10 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.monitor_ingest import children, used
-from launcher.kuberay import as_yaml, manifests
-from launcher.runlog import RunLog
-from launcher.specfile import read_spec
-from launcher.storage import FolderStore
+from launcher.kuberay.manifests import as_yaml, manifests
+from launcher.spec.file import read_spec
+from launcher.storage.runlog import RunLog
+from launcher.storage.store import FolderStore
 from tests.monitor.live import Service
 
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher import local_ray
-from launcher.runfolder import RunFolder
-from launcher.spec import RunSpec
+from launcher.jobs import local_ray
+from launcher.spec.model import RunSpec
+from launcher.storage.runfolder import RunFolder
 
 TOPOLOGIES: list[tuple[str, dict[str, Any]]] = [
     ("zero0", {"dp": 2, "zero": 0}),
@@ -80,7 +80,7 @@ def torchrun(spec: RunSpec, folder: Path, ranks: int) -> None:
 
 def through_losscast(spec: RunSpec, head: local_ray.Head) -> None:
     """The run as `losscast submit` runs it. Raises RuntimeError with its log when it fails."""
-    from launcher.submit import logs, submit, wait
+    from launcher.jobs.submit import logs, submit, wait
 
     job = submit(spec, head.dashboard, head.environment())
     if wait([job], head.environment()) != {spec.name: "SUCCEEDED"}:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher import local_ray
+from launcher.jobs import local_ray
 
 SPEC = """
 name: {name}

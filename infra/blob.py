@@ -1,4 +1,4 @@
-"""A run's log and checkpoints on Azure Blob: `launcher.storage.Store` over azure-storage-blob.
+"""A run's log and checkpoints on Azure Blob: `infra.objects.Store` over azure-storage-blob.
 
     az://account/container/prefix
 
@@ -37,8 +37,8 @@ from requests import Session
 from requests.adapters import HTTPAdapter
 
 from infra.crew import Crew, Meter, read_fully, write_at
+from infra.objects import Exists, Item, Missing, Progress, check_key, quiet
 from infra.tries import Conflict, Refused, T, Timeouts, tried
-from launcher.storage import Exists, Item, Missing, Progress, check_key, quiet
 
 BLOCK_BYTES = 8 << 20
 MAX_BLOCKS = 40_000

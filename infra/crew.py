@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from launcher.storage import Progress
+from infra.objects import Progress
 
 
 class Meter:

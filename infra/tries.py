@@ -20,7 +20,7 @@ from azure.core.exceptions import (
     ResourceNotFoundError,
 )
 
-from launcher.storage import Missing
+from infra.objects import Missing
 
 T = TypeVar("T")
 Timeouts = dict[str, Any]

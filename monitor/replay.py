@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from monitor.advice import advise
+from monitor.forecast.points import Curve, read_curves
 from monitor.judge import Judge, Settings
-from monitor.points import Curve, read_curves
 from monitor.verdict import Advice, Alert, Sample
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from launcher.storage import FolderStore, Store
+from infra.objects import Store
+from launcher.storage.store import FolderStore
 
 BOTH = ["folder", pytest.param("blob", marks=pytest.mark.e2e)]
 

@@ -61,7 +61,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def prepare(args: argparse.Namespace) -> int:
     """Make a corpus and say what it is."""
-    from launcher.prepare import prepare_corpus
+    from launcher.data.prepare import prepare_corpus
 
     began = shown = time.monotonic()
 
@@ -92,7 +92,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """Say what a corpus is."""
-    from launcher.data import cache_folder, tokens_for
+    from launcher.data.tokens import cache_folder, tokens_for
 
     tokens = tokens_for(args.path, cache_folder())
     meta = {

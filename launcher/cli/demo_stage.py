@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from launcher import local_ray
 from launcher.errors import Failed
+from launcher.jobs import local_ray
 
 NEEDED_MEMORY_BYTES = 3 << 30
 """Two runs of two ranks with torch and DeepSpeed imported, Ray, and the monitor: 2.5 GB were seen."""
@@ -249,7 +249,7 @@ class Stage:
             self._monitor = MonitorProcess(self.folder / "store", self.folder / "monitor.log")
             binary = shutil.which("prometheus")
             if binary:
-                from monitor.alerts import rules_yaml
+                from monitor.prometheus.alerts import rules_yaml
 
                 self.prometheus = PrometheusProcess(
                     binary, self.folder / "prometheus", self.monitor, rules_yaml()

@@ -1,7 +1,7 @@
 """The demo's acts, in order, and what each of them leaves for the page.
 
 A ladder of tiny GPTs, a law, a prediction written down and hashed, the run it is about under the live monitor, and the
-same run broken twice. Every run goes through `launcher.submit`; nothing is tuned to the seed.
+same run broken twice. Every run goes through `launcher.jobs.submit`; nothing is tuned to the seed.
 """
 
 import os
@@ -60,9 +60,9 @@ def base_spec(size: Size, seed: int, runs: Path, monitor_url: str) -> dict[str, 
 
 def spec_of(base: dict[str, Any], name: str, width: int, size: Size, **policy: Any) -> Any:
     """One run of the demo: `width` wide, tokens in proportion to its parameters, a twentieth of them warm-up."""
-    from launcher.accounting import parameter_count
-    from launcher.ladder import merged
-    from launcher.spec import RunSpec
+    from launcher.jobs.ladder import merged
+    from launcher.spec.accounting import parameter_count
+    from launcher.spec.model import RunSpec
 
     probe = merged(base, {"name": name, "workload": {"width": width}, "train": {"tokens": 512}})
     params = parameter_count(RunSpec.from_dict(probe))
@@ -146,9 +146,9 @@ def _ladder(
     stage: Stage, base: dict[str, Any], size: Size, work: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Train the rungs; returns them as points and writes points.csv and curves.csv."""
-    from launcher.data import cache_folder, tokens_for
+    from launcher.data.tokens import cache_folder, tokens_for
     from launcher.errors import Failed
-    from launcher.ladder import result_of, run_ladder, write_points
+    from launcher.jobs.ladder import result_of, run_ladder, write_points
 
     corpus = tokens_for("stdlib", cache_folder())
     specs = [spec_of(base, f"ladder-w{w}", w, size) for w in size.widths]
@@ -184,10 +184,10 @@ def _predict(
     base: dict[str, Any], size: Size, seed: int, ladder: list[dict[str, Any]], work: Path, progress: Progress
 ) -> tuple[Any, dict[str, Any], Any]:
     """Fit the law and write the prediction down, before the target exists. Returns law, prediction.json, target spec."""
-    from launcher.accounting import parameter_count, total_flops, total_tokens
-    from monitor.fit import fit
-    from monitor.points import read_curves, read_points
-    from monitor.prediction import predict
+    from launcher.spec.accounting import parameter_count, total_flops, total_tokens
+    from monitor.forecast.fit import fit
+    from monitor.forecast.points import read_curves, read_points
+    from monitor.forecast.prediction import predict
 
     progress.phase("fit")
     law = fit(
@@ -215,10 +215,10 @@ def _target(
     stage: Stage, target: Any, prediction: dict[str, Any], work: Path, progress: Progress
 ) -> dict[str, Any]:
     """Train the run that was predicted, and hold what came out against what was said."""
-    from launcher.accounting import parameter_count, total_flops, total_tokens
     from launcher.errors import Failed
-    from launcher.runfolder import RunFolder, read_json
-    from launcher.submit import submit, wait
+    from launcher.jobs.submit import submit, wait
+    from launcher.spec.accounting import parameter_count, total_flops, total_tokens
+    from launcher.storage.runfolder import RunFolder, read_json
 
     progress.phase("target")
     progress.say("4. The target, under the live monitor")
@@ -307,8 +307,8 @@ def _drills(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Break the target twice, side by side; each run is ended some steps after it was called, having no more to show."""
-    from launcher.drill import VARIABLE
-    from launcher.submit import submit
+    from launcher.jobs.submit import submit
+    from launcher.training.drill import VARIABLE
 
     half = target.total_steps // 2
     after = max(60, target.total_steps // 16)
@@ -340,8 +340,8 @@ def _drills(
 
 def _look(stage: Stage, drill: Broken, half: int, after: int) -> None:
     """See how a drill stands, and end it when it was called, or when it has had eight times the time to be."""
-    from launcher.runfolder import RunFolder, last_step
-    from launcher.submit import ENDED, end_job, status
+    from launcher.jobs.submit import ENDED, end_job, status
+    from launcher.storage.runfolder import RunFolder, last_step
 
     if drill.ended:
         return

@@ -30,7 +30,7 @@ def register(commands: Any) -> None:
 
 def doctor(args: argparse.Namespace) -> int:
     """Run every check, print every finding. 1 when any failed."""
-    from launcher.doctor import examine
+    from launcher.doctor.checks import examine
 
     began = time.monotonic()
     found = examine(checks(args.run, args.prometheus))
@@ -55,10 +55,13 @@ def doctor(args: argparse.Namespace) -> int:
 
 def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
     """Every check, ready to be called. Raises WrongInput for a spec that is none."""
-    from launcher import doctor, doctor_gpu, doctor_net, local_ray
     from launcher.cli.finding import local_home, settings
-    from launcher.data import cache_folder
-    from launcher.specfile import read_spec
+    from launcher.data.tokens import cache_folder
+    from launcher.doctor import checks as doctor
+    from launcher.doctor import gpu as doctor_gpu
+    from launcher.doctor import net as doctor_net
+    from launcher.jobs import local_ray
+    from launcher.spec.file import read_spec
 
     spec = read_spec(run) if run else None
     here = Path.cwd()
@@ -80,7 +83,7 @@ def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
     if spec is not None:
         url = spec.checkpoints.url
         if "://" not in url:
-            from launcher.memory import checkpoint_bytes
+            from launcher.training.memory import checkpoint_bytes
 
             need = (checkpoint_bytes(spec) or 0.0) * (spec.checkpoints.keep + 1)
             places["checkpoints"] = (Path(url).expanduser().resolve(), need)

@@ -56,9 +56,9 @@ def stop_run(args: argparse.Namespace) -> int:
         return kuberay.stop(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
     from launcher.errors import Failed, WrongInput
-    from launcher.remote import ask_to_stop
-    from launcher.standing import LIVE
-    from launcher.submit import end_job, note_stopped, read_submission
+    from launcher.jobs.standing import LIVE
+    from launcher.jobs.submit import end_job, note_stopped, read_submission
+    from launcher.storage.remote import ask_to_stop
 
     folder = folder_of(args.run)
     facts, word, known = standing_of(folder)
@@ -125,7 +125,7 @@ def resume_run(args: argparse.Namespace) -> int:
     from launcher.cli.finding import folder_of, standing_of
     from launcher.cli.submit import hand_in
     from launcher.errors import WrongInput
-    from launcher.specfile import read_spec
+    from launcher.spec.file import read_spec
 
     folder = folder_of(args.run)
     facts, word, _ = standing_of(folder)
@@ -147,8 +147,8 @@ def resume_run(args: argparse.Namespace) -> int:
 def end_run(args: argparse.Namespace) -> int:
     """Take the run, write its end, tell the monitor, let go."""
     from launcher.cli.finding import folder_of, standing_of
-    from launcher.closing import close, tell
     from launcher.errors import Held, WrongInput
+    from launcher.jobs.closing import close, tell
 
     folder = folder_of(args.run)
     facts, word, job = standing_of(folder)

@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launcher.cli.finding import folder_of
-    from launcher.export import export
+    from launcher.storage.export import export
 
     written = export(
         folder_of(args.run), args.output, step=args.step, dtype=args.dtype,

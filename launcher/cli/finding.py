@@ -27,7 +27,7 @@ def local_home() -> Path:
 
 def remember(name: str, address: str) -> None:
     """Keep in mind where a run of that name was submitted to. Never raises: it is a convenience."""
-    from launcher.runfolder import read_json, write_whole
+    from launcher.storage.runfolder import read_json, write_whole
 
     path = home() / "known.json"
     try:
@@ -40,9 +40,9 @@ def remember(name: str, address: str) -> None:
 
 def folder_of(run: str) -> Any:
     """The run's folder, from a run.yaml, a folder, an az:// address or a name. Raises WrongInput where there is none."""
-    from launcher.remote import refresh
-    from launcher.runfolder import RunFolder
-    from launcher.specfile import read_spec
+    from launcher.spec.file import read_spec
+    from launcher.storage.remote import refresh
+    from launcher.storage.runfolder import RunFolder
 
     path = Path(run)
     if run.startswith("az://"):
@@ -63,7 +63,7 @@ def folder_of(run: str) -> Any:
 
 def _by_name(name: str) -> Any:
     """A run below ./runs, or where this machine submitted it last."""
-    from launcher.runfolder import RunFolder, read_json
+    from launcher.storage.runfolder import RunFolder, read_json
 
     if (Path("runs") / name / "spec.json").exists():
         return RunFolder((Path("runs") / name).resolve())
@@ -81,7 +81,7 @@ def _by_name(name: str) -> Any:
 
 def reach(dashboard: str) -> dict[str, str]:
     """RAY_* settings for a cluster: the local one's token, or the user's own environment."""
-    from launcher import local_ray
+    from launcher.jobs import local_ray
 
     head = local_ray.running(local_home())
     if head is not None and head.dashboard == dashboard:
@@ -95,9 +95,9 @@ def settings() -> dict[str, str]:
 
 
 def job_of(facts: Any) -> Any:
-    """What Ray says of a run's newest job: a `launcher.cluster.Job`, or the Failed that it was silent with. None where the
+    """What Ray says of a run's newest job: a `launcher.jobs.cluster.Job`, or the Failed that it was silent with. None where the
     run has no job."""
-    from launcher.cluster import Cluster
+    from launcher.jobs.cluster import Cluster
 
     submission = facts.submission
     if submission is None:
@@ -110,7 +110,7 @@ def job_of(facts: Any) -> Any:
 
 def standing_of(folder: Any, *, ask: bool = True) -> tuple[Any, str, Any]:
     """Facts, phase, and Ray's word (a Job, a Failed, or None). With `ask` false no cluster is asked."""
-    from launcher.standing import facts_of, phase
+    from launcher.jobs.standing import facts_of, phase
 
     facts = facts_of(folder)
     job = job_of(facts) if ask and not facts.finished else None
@@ -125,7 +125,7 @@ class JobLists:
 
     def state(self, submission: Any) -> str | None:
         """Ray's word for a submission's job; None where its cluster is silent or does not know it."""
-        from launcher.cluster import Cluster
+        from launcher.jobs.cluster import Cluster
 
         if submission is None:
             return None

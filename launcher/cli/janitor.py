@@ -50,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
 def one_round(args: argparse.Namespace) -> int:
     """Look at every run once. A run that can't be cleaned is said, and the others go on."""
-    from launcher.checkpoints import retain
+    from infra.objects import Missing
+
     from launcher.errors import Failed, WrongInput
-    from launcher.remote import store_of
-    from launcher.runlog import RunLog
-    from launcher.storage import Missing
+    from launcher.storage.checkpoints import retain
+    from launcher.storage.remote import store_of
+    from launcher.storage.runlog import RunLog
 
     answers, bad = [], 0
     for folder in runs_at(args.place):
@@ -86,9 +87,9 @@ def runs_at(place: str) -> list[Any]:
 
     from launcher.cli.finding import folder_of
     from launcher.errors import WrongInput
-    from launcher.remote import runs_below
-    from launcher.runfolder import RunFolder
-    from launcher.storage import open_store
+    from launcher.storage.remote import runs_below
+    from launcher.storage.runfolder import RunFolder
+    from launcher.storage.store import open_store
 
     if not place.startswith("az://") and not Path(place).is_dir():
         return [folder_of(place)]

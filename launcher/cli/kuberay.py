@@ -15,9 +15,9 @@ from typing import Any
 def ours(run: str) -> Any:
     """The spec of a run that is on Kubernetes: from its run.yaml, or its name as this machine submitted it. None for others."""
     from launcher.cli.finding import home
-    from launcher.runfolder import read_json
-    from launcher.spec import RunSpec
-    from launcher.specfile import read_spec
+    from launcher.spec.file import read_spec
+    from launcher.spec.model import RunSpec
+    from launcher.storage.runfolder import read_json
 
     path = Path(run)
     if path.is_file():
@@ -32,9 +32,9 @@ def ours(run: str) -> Any:
 def may_submit_there(spec: Any) -> None:
     """Refuse what can't run, and a run that its storage says is held, finished, or another one. A storage that can't be
     reached from here is said and left to the job, which looks again."""
-    from launcher.doubts import refused
     from launcher.errors import Held, WrongInput
-    from launcher.submit import may_submit
+    from launcher.jobs.submit import may_submit
+    from launcher.spec.doubts import refused
 
     problems = refused(spec)
     if problems:
@@ -54,8 +54,8 @@ def hand_over(
     spec: Any, args: argparse.Namespace, said: str, prediction: dict[str, Any] | None, *, again: bool = False
 ) -> int:
     """Submit, or let go on, and with --follow stay until the end."""
-    from launcher import kuberay_client
-    from launcher.kuberay_api import connect
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.api import connect
 
     api = connect()
     print(f"cluster {api.context or 'of the current context'}: {api.host}", file=sys.stderr)
@@ -79,8 +79,8 @@ def hand_over(
 
 def status(spec: Any, args: argparse.Namespace) -> int:
     """The RayJob, and what the run's storage says."""
-    from launcher import kuberay_client
-    from launcher.kuberay_api import connect
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.api import connect
 
     found = kuberay_client.status(connect(), spec)
     found |= _stored(spec)
@@ -106,8 +106,8 @@ def status(spec: Any, args: argparse.Namespace) -> int:
 
 def why(spec: Any, args: argparse.Namespace) -> int:
     """A headline, the evidence, what to do."""
-    from launcher import kuberay_client
-    from launcher.kuberay_api import connect
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.api import connect
 
     word = kuberay_client.why(connect(), spec)
     if args.json:
@@ -124,8 +124,8 @@ def why(spec: Any, args: argparse.Namespace) -> int:
 
 def logs(spec: Any, args: argparse.Namespace) -> int:
     """The job's output from its submitter pod; what ranks printed lies with the run."""
-    from launcher import kuberay_client
-    from launcher.kuberay_api import connect
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.api import connect
 
     api = connect()
     if args.follow:
@@ -141,7 +141,7 @@ def logs(spec: Any, args: argparse.Namespace) -> int:
 def kept_or(spec: Any, lines: Iterator[str]) -> Iterator[str]:
     """The lines; where no pod has any (any more), what was copied to the run's storage."""
     from launcher.errors import Failed
-    from launcher.kuberay_api import Away, Forbidden
+    from launcher.kuberay.api import Away, Forbidden
 
     try:
         first = next(lines, None)
@@ -162,8 +162,8 @@ def _stored_log(spec: Any) -> str | None:
     """The newest job's output as the run's storage has it; None where there is none, or it can't be reached."""
     if not spec.checkpoints.url.startswith("az://"):
         return None
-    from launcher.remote import store_of
-    from launcher.runfolder import RunFolder
+    from launcher.storage.remote import store_of
+    from launcher.storage.runfolder import RunFolder
 
     try:
         store = store_of(RunFolder.of(spec.checkpoints.url, spec.name))
@@ -177,8 +177,8 @@ def _stored_log(spec: Any) -> str | None:
 
 def stop(spec: Any, args: argparse.Namespace) -> int:
     """Each pod commits before it goes; with --now the job is deleted too."""
-    from launcher import kuberay_client
-    from launcher.kuberay_api import connect
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.api import connect
 
     api = connect()
     if args.now:
@@ -195,8 +195,8 @@ def stop(spec: Any, args: argparse.Namespace) -> int:
 
 def _follow(api: Any, spec: Any) -> int:
     """Say why it waits until it has begun, then print what it prints. 0 when it ended well."""
-    from launcher import kuberay_client
-    from launcher.kuberay_client import follow
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.client import follow
 
     for now in follow(api, spec):
         if now["phase"] in ("running", "succeeded", "failed", "stopped"):
@@ -213,9 +213,9 @@ def _stored(spec: Any) -> dict[str, Any]:
     """Step, checkpoint and loss from the run's storage; empty where it can't be reached."""
     if not spec.checkpoints.url.startswith("az://"):
         return {}
-    from launcher.remote import refresh
-    from launcher.runfolder import RunFolder
-    from launcher.standing import answer, facts_of
+    from launcher.jobs.standing import answer, facts_of
+    from launcher.storage.remote import refresh
+    from launcher.storage.runfolder import RunFolder
 
     try:
         folder = RunFolder.of(spec.checkpoints.url, spec.name)
@@ -235,7 +235,7 @@ def _stored(spec: Any) -> dict[str, Any]:
 def _remember(spec: Any) -> None:
     """So that its name is enough from now on. Never raises: it is a convenience."""
     from launcher.cli.finding import home
-    from launcher.runfolder import write_whole
+    from launcher.storage.runfolder import write_whole
 
     try:
         write_whole(home() / "kuberay" / f"{spec.name}.json", spec.to_dict())

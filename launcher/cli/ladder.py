@@ -42,8 +42,8 @@ def register(commands: Any) -> None:
 def plan(args: argparse.Namespace) -> int:
     """Print the ladders worth making, the narrowest expected interval first."""
     from launcher.errors import WrongInput
-    from monitor.law import Law
-    from monitor.plan_ladder import parse_target, plan_ladder
+    from monitor.forecast.law import Law
+    from monitor.forecast.plan_ladder import parse_target, plan_ladder
 
     if args.target is None:
         raise WrongInput(
@@ -98,7 +98,7 @@ class Display:
 
     def headline(self, rungs: list[Any]) -> str:
         """One line for all of them; shares of work are by 6ND, or by steps where N is not known."""
-        from launcher.accounting import total_flops
+        from launcher.spec.accounting import total_flops
 
         work = [total_flops(r.spec) or float(r.spec.total_steps) for r in rungs]
         parts = [1.0 if r.state == "finished" else min(1.0, r.step / r.spec.total_steps) for r in rungs]
@@ -127,7 +127,7 @@ def rung_line(rung: Any) -> str:
     """One rung in a line: its state, and how far it is, or what it ended with."""
     total = rung.spec.total_steps
     if rung.state == "finished":
-        from launcher.ladder import result_of
+        from launcher.jobs.ladder import result_of
 
         loss = result_of(rung)["loss"]
         return f"finished  loss {loss:.4f}" if isinstance(loss, float) else "finished"
@@ -146,11 +146,11 @@ def run(args: argparse.Namespace) -> int:
     if args.ladder is None:
         raise WrongInput("need a ladder file, as in: losscast ladder examples/ladder.yaml, or --plan")
     from launcher.cli.submit import cluster_of
-    from launcher.ladder import read_file, run_ladder, write_points
-    from launcher.lawcheck import conventions
-    from launcher.submit import refuse_shadows
-    from monitor.fit import fit
-    from monitor.points import read_curves, read_points
+    from launcher.jobs.ladder import read_file, run_ladder, write_points
+    from launcher.jobs.submit import refuse_shadows
+    from launcher.plan.lawcheck import conventions
+    from monitor.forecast.fit import fit
+    from monitor.forecast.points import read_curves, read_points
 
     if args.at_once is not None and args.at_once < 1:
         raise WrongInput(f"--at-once {args.at_once}: give 1 or more.")

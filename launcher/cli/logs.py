@@ -41,9 +41,9 @@ def logs_of(args: argparse.Namespace) -> int:
     spec = kuberay.ours(args.run)
     if spec is not None:
         return kuberay.logs(spec, args)
-    from launcher.carried import bring
     from launcher.cli.finding import folder_of
     from launcher.errors import WrongInput
+    from launcher.storage.carried import bring
 
     if args.tail is not None and args.tail < 0:
         raise WrongInput(f"--tail {args.tail}: give a count of lines, 0 or more.")
@@ -64,8 +64,8 @@ def logs_of(args: argparse.Namespace) -> int:
 
 def wanted(folder: Any, rank: int | None, attempt: int | None) -> Path | None:
     """The file that was asked for; None while the run has no such attempt, or no job."""
-    from launcher.output import job_log, rank_log
-    from launcher.runfolder import read_json
+    from launcher.storage.output import job_log, rank_log
+    from launcher.storage.runfolder import read_json
 
     if rank is not None:
         attempts = folder.attempts()
@@ -79,7 +79,7 @@ def _elsewhere(folder: Any, rank: int | None, attempt: int | None) -> int:
     """What was asked for is not in storage: say what is, or print what the cluster has."""
     from launcher.cli.finding import reach
     from launcher.errors import WrongInput
-    from launcher.submit import logs, read_submission
+    from launcher.jobs.submit import logs, read_submission
 
     if rank is not None:
         there = sorted(
@@ -102,9 +102,9 @@ def follow(
     folder: Any, *, rank: int | None = None, attempt: int | None = None, tail: int | None = None
 ) -> int:
     """Print what is added until the run has ended. 0 when it finished or was stopped."""
-    from launcher.carried import bring
     from launcher.cli.finding import standing_of
-    from launcher.standing import LIVE
+    from launcher.jobs.standing import LIVE
+    from launcher.storage.carried import bring
 
     path: Path | None = None
     file: BinaryIO | None = None

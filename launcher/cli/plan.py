@@ -33,9 +33,9 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def plan(args: argparse.Namespace) -> int:
     """Print the plan."""
-    from launcher.plan import make_plan
-    from launcher.plantext import as_text
-    from launcher.specfile import read_document, spec_in
+    from launcher.plan.plan import make_plan
+    from launcher.plan.text import as_text
+    from launcher.spec.file import read_document, spec_in
 
     document = read_document(args.run)
     if args.to and isinstance(document.data, dict):
@@ -49,7 +49,7 @@ def plan(args: argparse.Namespace) -> int:
         answer["warnings"] += check_law(document, spec, law_path)
         answer |= under_law(spec, law_path)
     if args.measure:
-        from launcher.measure import measured_peaks
+        from launcher.plan.measure import measured_peaks
 
         print("measuring: three steps of the real engine on this machine", file=sys.stderr)
         answer["measured_peak_bytes"] = measured_peaks(spec)
@@ -72,8 +72,8 @@ def manifests(spec: Any) -> int:
         raise WrongInput(
             f"cluster.to: {spec.cluster.to}: only kuberay has manifests. Add --to kuberay, or leave out -o yaml."
         )
-    from launcher.kuberay import as_yaml
-    from launcher.kuberay import manifests as rendered
+    from launcher.kuberay.manifests import as_yaml
+    from launcher.kuberay.manifests import manifests as rendered
 
     print(as_yaml(rendered(spec)), end="")
     return 0
@@ -81,9 +81,9 @@ def manifests(spec: Any) -> int:
 
 def check_law(document: Any, spec: Any, path: str) -> list[dict[str, Any]]:
     """Warnings about a law's fitness for the run. Raises WrongInput where it speaks of something else."""
-    from launcher.lawcheck import doubts, mismatches
-    from launcher.specfile import Complaint
-    from monitor.law import read_json
+    from launcher.plan.lawcheck import doubts, mismatches
+    from launcher.spec.file import Complaint
+    from monitor.forecast.law import read_json
 
     read = read_json(path, "a law.json (`losscast fit` and `losscast ladder` make one)")
     said = read.get("conventions", {}) if isinstance(read, dict) else {}
@@ -95,8 +95,8 @@ def check_law(document: Any, spec: Any, path: str) -> list[dict[str, Any]]:
 
 def under_law(spec: Any, path: str) -> dict[str, Any]:
     """What a law says of the run: its final loss, and whether its size and data fit each other."""
-    from launcher.accounting import parameter_count, total_flops, total_tokens
-    from monitor.law import Law
+    from launcher.spec.accounting import parameter_count, total_flops, total_tokens
+    from monitor.forecast.law import Law
 
     law, n = Law.read(path), parameter_count(spec)
     if n is None:

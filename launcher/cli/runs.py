@@ -40,9 +40,9 @@ def list_runs(args: argparse.Namespace) -> int:
     read is said, and the others go on."""
     from launcher.cli.finding import JobLists
     from launcher.errors import Failed, WrongInput
-    from launcher.remote import refresh, runs_below
-    from launcher.runfolder import RunFolder
-    from launcher.standing import answer, facts_of, line, phase
+    from launcher.jobs.standing import answer, facts_of, line, phase
+    from launcher.storage.remote import refresh, runs_below
+    from launcher.storage.runfolder import RunFolder
 
     if args.folder.startswith("az://"):
         folders = runs_below(args.folder)
@@ -69,7 +69,7 @@ def list_runs(args: argparse.Namespace) -> int:
         everything.append((facts, word))
         found.append(answer(facts, word))
     if args.textfile:
-        from launcher.facts import exposition, write_textfile
+        from launcher.jobs.facts import exposition, write_textfile
 
         write_textfile(Path(args.textfile), exposition(everything))
     elif args.json:
@@ -90,7 +90,7 @@ def status_of(args: argparse.Namespace) -> int:
         return kuberay.status(spec, args)
     from launcher.cli.finding import folder_of, standing_of
     from launcher.errors import Failed
-    from launcher.standing import answer, line
+    from launcher.jobs.standing import answer, line
 
     facts, word, job = standing_of(folder_of(args.run))
     said = answer(facts, word)
@@ -117,15 +117,15 @@ def why(args: argparse.Namespace) -> int:
     spec = kuberay.ours(args.run)
     if spec is not None:
         return kuberay.why(spec, args)
-    from launcher.carried import bring
     from launcher.cli.finding import folder_of, reach, standing_of
-    from launcher.cluster import Cluster
     from launcher.errors import Failed
-    from launcher.runlog import TERM_S
-    from launcher.standing import LIVE, line
-    from launcher.standing import answer as plainly
-    from launcher.submit import ENDED
-    from launcher.why import Reason, bundles_of, failed, lacking, stopped, tail, vanished
+    from launcher.jobs.cluster import Cluster
+    from launcher.jobs.standing import LIVE, line
+    from launcher.jobs.standing import answer as plainly
+    from launcher.jobs.submit import ENDED
+    from launcher.jobs.why import Reason, bundles_of, failed, lacking, stopped, tail, vanished
+    from launcher.storage.carried import bring
+    from launcher.storage.runlog import TERM_S
 
     folder = folder_of(args.run)
     bring(folder, logs=True)
@@ -153,7 +153,7 @@ def why(args: argparse.Namespace) -> int:
                 waits = next((w for w in picture.waiting if w.job_id == ours), None)
                 reason = lacking(waits.bundles if waits else bundles_of(facts.spec), picture, ours)
         except (Failed, KeyError) as error:
-            from launcher.output import job_log
+            from launcher.storage.output import job_log
 
             said = tail(facts.folder, job_log(facts.folder, str(submission.get("job"))), 5)
             reason = Reason(f"its cluster can't be asked: {error}", tuple(f"| {t}" for t in said))
@@ -192,8 +192,8 @@ def local(args: argparse.Namespace) -> int:
     """Put the local Ray up, take it down, or say where it is."""
     import os
 
-    from launcher import local_ray
     from launcher.cli.finding import local_home
+    from launcher.jobs import local_ray
 
     head = local_ray.running(local_home())
     if args.action == "up" and head is None:

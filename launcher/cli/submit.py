@@ -41,7 +41,7 @@ def cluster_of(to: str) -> tuple[str, dict[str, str]]:
     from launcher.cli.finding import settings
 
     if to == "local":
-        from launcher import local_ray
+        from launcher.jobs import local_ray
 
         home = local_home()
         head = local_ray.running(home)
@@ -56,10 +56,10 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
     """prediction.json of this run under the law that its spec names; None where it names none."""
     if law_path is None:
         return None
-    from launcher.accounting import parameter_count, total_tokens
     from launcher.errors import WrongInput
-    from monitor.law import Law
-    from monitor.prediction import predict
+    from launcher.spec.accounting import parameter_count, total_tokens
+    from monitor.forecast.law import Law
+    from monitor.forecast.prediction import predict
 
     params = parameter_count(spec)
     if params is None:
@@ -76,7 +76,7 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
 def run(args: argparse.Namespace) -> int:
     """Show, ask, submit, and with --follow stay until the end."""
     from launcher.cli.plan import check_law
-    from launcher.specfile import read_document, spec_in
+    from launcher.spec.file import read_document, spec_in
 
     document = read_document(args.run)
     spec = spec_in(document)
@@ -94,9 +94,9 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
     law    a law to predict from; None registers no prediction and leaves the one there is
     """
     from launcher.cli.finding import remember
-    from launcher.plan import make_plan
-    from launcher.plantext import summary
-    from launcher.submit import may_submit, refuse_shadows, submit
+    from launcher.jobs.submit import may_submit, refuse_shadows, submit
+    from launcher.plan.plan import make_plan
+    from launcher.plan.text import summary
 
     refuse_shadows(Path.cwd())
     if spec.cluster.to == "kuberay":
@@ -134,7 +134,7 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
         print(done.job)
     if args.follow:
         from launcher.cli.logs import follow
-        from launcher.runfolder import RunFolder
+        from launcher.storage.runfolder import RunFolder
 
         return follow(RunFolder.at(done.folder))
     print(

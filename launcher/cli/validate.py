@@ -24,8 +24,8 @@ def register(commands: argparse._SubParsersAction) -> None:
 def validate(args: argparse.Namespace) -> int:
     """Check each file; 2 when any can't run."""
     from launcher.errors import WrongInput
-    from launcher.plan import warnings
-    from launcher.specfile import Complaint, located, read_document, spec_in
+    from launcher.plan.plan import warnings
+    from launcher.spec.file import Complaint, located, read_document, spec_in
 
     answers, wrong = [], False
     for path in args.runs:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.errors import WrongInput
-from launcher.record import Record
-from launcher.runfolder import RunFolder, read_json
-from launcher.spec import NAME
+from launcher.spec.model import NAME
+from launcher.storage.record import Record
+from launcher.storage.runfolder import RunFolder, read_json
 
 
 class Line(Protocol):

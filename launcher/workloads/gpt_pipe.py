@@ -1,6 +1,6 @@
 """The built-in transformer as stages of DeepSpeed's pipeline, made of the same parts as the whole one.
 
-A stage holds what `launcher.memory` says it holds: blocks spread evenly, earlier stages taking what is left over; the first
+A stage holds what `launcher.training.memory` says it holds: blocks spread evenly, earlier stages taking what is left over; the first
 stage the embeddings, the last one the readout. A tied readout is a second copy of the embedding on the last stage, and
 DeepSpeed adds the two gradients.
 
@@ -135,7 +135,7 @@ class PipedGPT(PipelineModule):
         return loss * float("nan") if self.poisoned else loss
 
     def _partition_layers(self, method: str = "uniform") -> None:
-        """Stages as `launcher.memory` counts them, in place of DeepSpeed's own balancing."""
+        """Stages as `launcher.training.memory` counts them, in place of DeepSpeed's own balancing."""
         ends = [self._front + sum(self._stage_layers[: i + 1]) for i in range(len(self._stage_layers))]
         self.parts = [0, *ends[:-1], ends[-1] + 1]
         stage = self._topo.get_coord(self.global_rank).pipe

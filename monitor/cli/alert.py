@@ -28,7 +28,7 @@ def register(commands: Any) -> None:
 
 def rules(args: argparse.Namespace) -> int:
     """Print the rule file."""
-    from monitor.alerts import RUNBOOKS, rules_yaml
+    from monitor.prometheus.alerts import RUNBOOKS, rules_yaml
 
     print(rules_yaml((args.runbooks or RUNBOOKS).rstrip("/")), end="")
     return 0

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from monitor.law import Law
+    from monitor.forecast.law import Law
 
 
 def register(sub: argparse._SubParsersAction) -> None:
@@ -70,8 +70,8 @@ def pairs(texts: list[str], flag: str) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, write, and say what was found."""
-    from monitor.fit import fit
-    from monitor.points import is_curves, read_curves, read_points
+    from monitor.forecast.fit import fit
+    from monitor.forecast.points import is_curves, read_curves, read_points
 
     if args.metric:
         return finish(args, fit_metric(args))
@@ -102,10 +102,10 @@ def fit_metric(args: argparse.Namespace) -> "Law":
     import numpy as np
 
     from monitor.errors import WrongInput
-    from monitor.fit import fit
-    from monitor.points import points_of, select
-    from monitor.table import read_table, renamed
-    from monitor.task import fit_link, metric_values, pass_rate_table
+    from monitor.forecast.fit import fit
+    from monitor.forecast.points import points_of, select
+    from monitor.forecast.table import read_table, renamed
+    from monitor.forecast.task import fit_link, metric_values, pass_rate_table
 
     table = renamed(
         select(read_table(args.points), pairs(args.where, "--where")), pairs(args.columns, "--columns")
@@ -137,7 +137,7 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         law.write(args.out)
         print(f"wrote {args.out} ({law.digest[:15]}...)", file=sys.stderr)
     if args.plot:
-        from monitor.plot import draw_law
+        from monitor.forecast.plot import draw_law
 
         draw_law(law, args.plot)
         print(f"wrote {args.plot}", file=sys.stderr)

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from monitor.errors import WrongInput
-    from monitor.importing import read, run_id
     from monitor.schema import is_run_id
+    from monitor.service.importing import read, run_id
 
     chosen = {}
     for given in args.map:

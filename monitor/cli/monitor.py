@@ -113,8 +113,8 @@ def register(commands: Any) -> None:
 def serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     from monitor.errors import WrongInput
-    from monitor.service import folder_of
-    from monitor.serving import serve as run
+    from monitor.service.monitor import folder_of
+    from monitor.service.serving import serve as run
 
     if not 1 <= args.stalled_after <= 86400:
         raise WrongInput(f"--stalled-after {args.stalled_after:g}: give 1 to 86400 seconds")
@@ -138,7 +138,7 @@ def mute(args: argparse.Namespace) -> int:
     import getpass
     import time
 
-    from monitor.attention import duration
+    from monitor.service.attention import duration
 
     made = _attention(args).mute(
         args.run, duration(args.how_long), time.time(), alerts=tuple(args.alert), by=getpass.getuser(), why=args.why
@@ -179,8 +179,8 @@ def mutes(args: argparse.Namespace) -> int:
 def _attention(args: argparse.Namespace) -> Any:
     from pathlib import Path
 
-    from monitor.attention import Attention
     from monitor.errors import WrongInput
+    from monitor.service.attention import Attention
 
     folder = Path(args.store).expanduser()
     if not folder.is_dir():
@@ -192,7 +192,7 @@ def add_law(args: argparse.Namespace) -> int:
     """Put a law beside the store."""
     from pathlib import Path
 
-    from monitor.laws import add
+    from monitor.service.laws import add
 
     name = add(Path(args.store).expanduser(), Path(args.law))
     print(f"{args.law}: kept as {name}; the page draws it under Law", file=sys.stderr)
@@ -202,7 +202,7 @@ def add_law(args: argparse.Namespace) -> int:
 def _tokens(args: argparse.Namespace) -> Any:
     from pathlib import Path
 
-    from monitor.tokens import Tokens
+    from monitor.service.tokens import Tokens
 
     return Tokens(Path(args.store).expanduser())
 
@@ -210,7 +210,7 @@ def _tokens(args: argparse.Namespace) -> Any:
 def create(args: argparse.Namespace) -> int:
     """Print a new token, once."""
     from monitor.errors import WrongInput
-    from monitor.tokens import parse_scopes
+    from monitor.service.tokens import parse_scopes
 
     if args.max_runs < 1:
         raise WrongInput(f"--max-runs {args.max_runs}: must be at least 1")
@@ -263,7 +263,7 @@ def backup(args: argparse.Namespace) -> int:
     """Copy the store to a file."""
     from pathlib import Path
 
-    from monitor.keeping import backup as run
+    from monitor.store.keeping import backup as run
 
     size = run(Path(args.store).expanduser(), Path(args.target))
     print(f"{args.target}: {size} bytes", file=sys.stderr)
@@ -274,7 +274,7 @@ def restore(args: argparse.Namespace) -> int:
     """Put a backup in place."""
     from pathlib import Path
 
-    from monitor.keeping import restore as run
+    from monitor.store.keeping import restore as run
 
     run(Path(args.source), Path(args.store).expanduser())
     print(f"{args.store}: restored; tokens are not part of a backup", file=sys.stderr)
@@ -285,7 +285,7 @@ def repair(args: argparse.Namespace) -> int:
     """Check, and repair where need be. Exit status 1 when something is lost."""
     from pathlib import Path
 
-    from monitor.keeping import repair as run
+    from monitor.store.keeping import repair as run
 
     said = run(Path(args.store).expanduser())
     for line in said:
@@ -302,7 +302,7 @@ def export(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from monitor.errors import WrongInput
-    from monitor.keeping import export as run
+    from monitor.store.keeping import export as run
 
     target = Path(args.output) if args.output else None
     folder = target is not None and (args.output.endswith("/") or target.is_dir())

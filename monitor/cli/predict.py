@@ -51,9 +51,9 @@ def register(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict, write, print."""
     from monitor.errors import WrongInput
-    from monitor.law import Law
-    from monitor.prediction import predict
-    from monitor.presets import PRESETS, preset
+    from monitor.forecast.law import Law
+    from monitor.forecast.prediction import predict
+    from monitor.forecast.presets import PRESETS, preset
 
     target = {
         "params": args.params,

@@ -8,10 +8,10 @@ A run with @STOP is stopped after so many steps, and trained again to its end.
 
 import sys
 
-from launcher.engine import leave
-from launcher.saving import release_held, shared_assignment
-from launcher.specfile import read_spec
-from launcher.worker import train
+from launcher.spec.file import read_spec
+from launcher.training.engine import leave
+from launcher.training.loop import train
+from launcher.training.saving import release_held, shared_assignment
 
 
 def main(runs: list[str]) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 for needed in ("deepspeed", "ray", "matplotlib"):
     pytest.importorskip(needed, reason=f"needs {needed}: pip install 'losscast[train,plot]'")
 
-from launcher.local_ray import descendants, still_runs  # noqa: E402
+from launcher.jobs.local_ray import descendants, still_runs  # noqa: E402
 
 DEMO = [sys.executable, "-m", "launcher.cli", "demo", "--quick"]
 

@@ -15,8 +15,8 @@ needs_azurite()
 
 USE = """
 import sys
-from launcher.runlog import RunLog
-from launcher.storage import open_store
+from launcher.storage.runlog import RunLog
+from launcher.storage.store import open_store
 try:
     store = open_store(sys.argv[1])
     with RunLog(store, "run-a").take("job") as holding:

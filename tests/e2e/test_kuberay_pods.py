@@ -19,13 +19,13 @@ import pytest
 pytestmark = pytest.mark.e2e
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 
-from launcher import local_ray  # noqa: E402
-from launcher.cluster import Cluster  # noqa: E402
 from launcher.errors import Failed  # noqa: E402
-from launcher.kuberay import manifests  # noqa: E402
-from launcher.kuberay_prestop import commits, wait_for_commit  # noqa: E402
-from launcher.runfolder import RunFolder, last_step, read_json  # noqa: E402
-from launcher.spec import RunSpec  # noqa: E402
+from launcher.jobs import local_ray  # noqa: E402
+from launcher.jobs.cluster import Cluster  # noqa: E402
+from launcher.kuberay.manifests import manifests  # noqa: E402
+from launcher.kuberay.prestop import commits, wait_for_commit  # noqa: E402
+from launcher.spec.model import RunSpec  # noqa: E402
+from launcher.storage.runfolder import RunFolder, last_step, read_json  # noqa: E402
 
 
 @pytest.fixture

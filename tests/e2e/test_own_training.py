@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 
-from launcher import local_ray  # noqa: E402
+from launcher.jobs import local_ray  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,8 @@ import pytest
 pytestmark = pytest.mark.e2e
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 
-from launcher import local_ray  # noqa: E402
-from launcher.runfolder import RunFolder  # noqa: E402
+from launcher.jobs import local_ray  # noqa: E402
+from launcher.storage.runfolder import RunFolder  # noqa: E402
 
 LONG = pytest.mark.skipif(
     os.environ.get("LOSSCAST_FAULTS") != "long", reason="more of the same; LOSSCAST_FAULTS=long runs it"

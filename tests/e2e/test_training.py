@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 
-from launcher import local_ray  # noqa: E402
+from launcher.jobs import local_ray  # noqa: E402
 
 SPEC = """
 name: {name}
@@ -79,8 +79,8 @@ def test_a_run_leaves_its_curve_its_points_row_and_validation(tmp_path: Path, ca
 def test_parameters_are_counted_as_they_are(workload: str) -> None:
     import torch  # noqa: F401
 
-    from launcher.accounting import gpt_parameters
-    from launcher.spec import Gpt
+    from launcher.spec.accounting import gpt_parameters
+    from launcher.spec.model import Gpt
     from launcher.workloads.gpt import GPT, GPTShape
 
     shape: dict[str, Any] = {"layers": 2, "width": 12, "heads": 1, "context": 32, "vocab": 256}
@@ -110,8 +110,8 @@ def test_a_wrong_world_size_is_said_in_one_line(tmp_path: Path, cache: str) -> N
 
 def test_the_same_spec_through_ray_gives_the_same_losses(tmp_path: Path, cache: str) -> None:
     pytest.importorskip("ray", reason="needs ray: pip install 'losscast[train]'")
-    from launcher.specfile import read_spec
-    from launcher.submit import logs, submit, wait
+    from launcher.jobs.submit import logs, submit, wait
+    from launcher.spec.file import read_spec
 
     direct = torchrun(spec_file(tmp_path, "direct", 2, 1), 2, LOSSCAST_CACHE=cache)
     assert direct.returncode == 0, direct.stderr[-2000:]

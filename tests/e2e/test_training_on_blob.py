@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher.local_ray import free_port
+from launcher.jobs.local_ray import free_port
 from tests.azurite import ACCOUNT, KEY, Azurite, Entra, needs_azurite
 
 pytestmark = pytest.mark.e2e
@@ -77,7 +77,7 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
 
 def children(pid: int) -> list[int]:
     """Ranks that torchrun put into sessions of their own."""
-    from launcher.local_ray import descendants
+    from launcher.jobs.local_ray import descendants
 
     return list(descendants(pid))
 
@@ -103,7 +103,7 @@ def test_a_run_killed_in_the_middle_goes_on_from_what_blob_has(
     cloud: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from launcher.errors import Held
-    from launcher.runlog import RunLog
+    from launcher.storage.runlog import RunLog
 
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", cloud["REQUESTS_CA_BUNDLE"])
     undisturbed = start(spec_file(tmp_path, "az-run", str(tmp_path / "runs")), cloud)
@@ -161,8 +161,8 @@ def test_a_run_killed_in_the_middle_goes_on_from_what_blob_has(
 def test_zero_3_saves_every_ranks_shards_and_exports_the_weights_of_the_whole_model(
     cloud: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.checkpoints import newest_verified
-    from launcher.runlog import RunLog
+    from launcher.storage.checkpoints import newest_verified
+    from launcher.storage.runlog import RunLog
 
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", cloud["REQUESTS_CA_BUNDLE"])
     run = start(spec_file(tmp_path, "az-zero3", f"az://{ACCOUNT}/runs/team", zero=3, steps=60), cloud)

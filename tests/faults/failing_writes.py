@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from monitor.ingest import Ingest, Refused
-from monitor.store import Store
+from monitor.store.ingest import Ingest, Refused
+from monitor.store.store import Store
 from monitor.wire import parse
 from tests.monitor.test_ingest import sample
 

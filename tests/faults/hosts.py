@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.local_ray import descendants, still_runs
+from launcher.jobs.local_ray import descendants, still_runs
 
 
 def refusal() -> str | None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from launcher.checkpoints import commit_checkpoint, newest_verified, prefix_of
+from infra.objects import Exists, Missing, Store
 from launcher.errors import Held
-from launcher.runlog import RunLog, Superseded
-from launcher.storage import Exists, Missing, Store
+from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of
+from launcher.storage.runlog import RunLog, Superseded
 from tests.azurite import ACCOUNT, Azurite
 from tests.faulty_proxy import FATES, FaultyProxy
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from launcher import checkpoints, runlog
-from launcher.checkpoints import commit_checkpoint, newest_verified, prefix_of, retain
-from launcher.runlog import RunLog, Superseded
-from launcher.storage import Exists
+from infra.objects import Exists
+from launcher.storage import checkpoints, runlog
+from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of, retain
+from launcher.storage.runlog import RunLog, Superseded
 from tests.azurite import ACCOUNT, Azurite, needs_azurite
 from tests.faulty_proxy import FaultyProxy
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from launcher import checkpoints, runlog, storage
-from launcher.checkpoints import commit_checkpoint, manifest_key, newest_verified, prefix_of, retain
-from launcher.runlog import RunLog
-from launcher.storage import FolderStore, Item
+from infra.objects import Item
+from launcher.storage import checkpoints, runlog
+from launcher.storage import store as storage
+from launcher.storage.checkpoints import commit_checkpoint, manifest_key, newest_verified, prefix_of, retain
+from launcher.storage.runlog import RunLog
+from launcher.storage.store import FolderStore
 
 pytestmark = pytest.mark.faults
 

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.faults
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 pytest.importorskip("ray", reason="needs ray: pip install 'losscast[train]'")
 
-from launcher.runfolder import RunFolder, write_whole  # noqa: E402
-from launcher.submit import ask_to_stop  # noqa: E402
+from launcher.jobs.submit import ask_to_stop  # noqa: E402
+from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from tests.faults.hosts import Hosts, hosts, refusal  # noqa: E402
 from tests.faults.training import spec_of, until  # noqa: E402
 
@@ -99,7 +99,7 @@ def begin(made: Hosts, tmp_path: Path) -> "tuple[RunFolder, subprocess.Popen[byt
     write_whole(folder.spec, spec.to_dict())
     driver = made.run(
         "head",
-        [sys.executable, "-m", "launcher.driver", str(folder.path), "wide-1"],
+        [sys.executable, "-m", "launcher.recovery.driver", str(folder.path), "wide-1"],
         tmp_path / "driver.log",
         LOSSCAST_ELASTIC_WAIT_S="10",
         LOSSCAST_HANG_FLOOR_S="10",

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from monitor.columns import Damaged
 from monitor.errors import Failed
-from monitor.ingest import Ingest
-from monitor.keeping import repair
-from monitor.reading import rows, samples
-from monitor.store import FILE, Store
+from monitor.store.columns import Damaged
+from monitor.store.ingest import Ingest
+from monitor.store.keeping import repair
+from monitor.store.reading import rows, samples
+from monitor.store.store import FILE, Store
 from monitor.wire import parse
 from tests.monitor.test_ingest import sample
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.reading import rows, samples
-from monitor.store import Store
+from monitor.store.reading import rows, samples
+from monitor.store.store import Store
 from tests.faults.failing_writes import EACH
 from tests.monitor.live import Service, wait_for
 from tests.monitor.test_ingest import sample

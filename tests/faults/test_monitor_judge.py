@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from monitor import apart
-from monitor.apart import Apart
-from monitor.service import Monitor
+from monitor.judging import apart
+from monitor.judging.apart import Apart
+from monitor.service.monitor import Monitor
 from tests.monitor.live import Service, wait_for
 from tests.monitor.test_service import Open, curve, lines, story, told
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.reporter import Reporter
-from monitor.alerts import rules_yaml
+from monitor.prometheus.alerts import rules_yaml
 from tests.monitor.live import ALERTMANAGER, PROMETHEUS, Service, Webhook, alertmanager, prometheus, wait_for
 
 LONG = os.environ.get("LOSSCAST_FAULTS") == "long"

@@ -1,7 +1,7 @@
 """Notices that a machine will be taken away, from a local stand-in for Azure's Scheduled Events: a commit within 25 s of the
 notice, or the last commit intact. Cancelled and flapping ones too; at the end the machine really goes.
 
-One real training process, without Ray: `launcher.rank` and `launcher.preempt` as an actor would run them.
+One real training process, without Ray: `launcher.recovery.rank` and `launcher.recovery.preempt` as an actor would run them.
 LOSSCAST_FAULTS=long serves a hundred notices.
 """
 
@@ -21,12 +21,12 @@ import pytest
 pytestmark = pytest.mark.faults
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 
-from launcher.local_ray import free_port  # noqa: E402
-from launcher.owning import Ownership  # noqa: E402
-from launcher.preempt import Sentry  # noqa: E402
-from launcher.rank import RankProcess  # noqa: E402
-from launcher.runfolder import RunFolder  # noqa: E402
-from launcher.saving import newest_verified, run_log  # noqa: E402
+from launcher.jobs.local_ray import free_port  # noqa: E402
+from launcher.recovery.owning import Ownership  # noqa: E402
+from launcher.recovery.preempt import Sentry  # noqa: E402
+from launcher.recovery.rank import RankProcess  # noqa: E402
+from launcher.storage.runfolder import RunFolder  # noqa: E402
+from launcher.training.saving import newest_verified, run_log  # noqa: E402
 from tests.faults.training import spec_of, until  # noqa: E402
 
 NOTICES = 100 if os.environ.get("LOSSCAST_FAULTS") == "long" else 10

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 pytest.importorskip("ray", reason="needs ray: pip install 'losscast[train]'")
 
-from launcher.saving import run_log  # noqa: E402
+from launcher.training.saving import run_log  # noqa: E402
 from tests.faults.training import cluster, spec_of, start  # noqa: E402
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import Held
-from launcher.runlog import RunLog, Superseded
-from launcher.storage import FolderStore
+from launcher.storage.runlog import RunLog, Superseded
+from launcher.storage.store import FolderStore
 
 pytestmark = pytest.mark.faults
 

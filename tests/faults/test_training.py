@@ -15,8 +15,8 @@ pytestmark = pytest.mark.faults
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 pytest.importorskip("ray", reason="needs ray: pip install 'losscast[train]'")
 
-from launcher import local_ray  # noqa: E402
-from launcher.saving import run_log  # noqa: E402
+from launcher.jobs import local_ray  # noqa: E402
+from launcher.training.saving import run_log  # noqa: E402
 from tests.faults.training import Run, cluster, spec_of, start  # noqa: E402
 
 LONG = os.environ.get("LOSSCAST_FAULTS") == "long"
@@ -90,7 +90,7 @@ def test_a_hung_rank_is_named_its_stacks_kept_and_the_run_goes_on(
     dumps = sorted((run.folder.attempt(1) / "output").glob("rank-*.stacks.txt"))
     assert len(dumps) == 2
     assert any("state T" in d.read_text() for d in dumps)
-    assert any("launcher/worker.py" in d.read_text() for d in dumps), [d.read_text() for d in dumps]
+    assert any("launcher/training/loop.py" in d.read_text() for d in dumps), [d.read_text() for d in dumps]
 
 
 def test_a_crash_loop_ends_with_its_first_error(home: Path, head: local_ray.Head) -> None:

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.faults
 pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
 needs_azurite()
 
-from launcher.runfolder import RunFolder  # noqa: E402
-from launcher.runlog import RunLog, Superseded  # noqa: E402
-from launcher.specfile import read_spec  # noqa: E402
-from launcher.upload import Saver  # noqa: E402
+from launcher.spec.file import read_spec  # noqa: E402
+from launcher.storage.runfolder import RunFolder  # noqa: E402
+from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
+from launcher.training.upload import Saver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = """
@@ -147,9 +147,9 @@ def test_a_storage_that_refuses_is_said_in_one_line_and_training_goes_on(
 
 TRAINER = """
 import sys
-from launcher.runfolder import RunFolder
-from launcher.specfile import read_spec
-from launcher.upload import Carrier
+from launcher.storage.runfolder import RunFolder
+from launcher.spec.file import read_spec
+from launcher.training.upload import Carrier
 spec = read_spec(sys.argv[1])
 carrier = Carrier(RunFolder.of(spec.checkpoints.url, spec.name), 1, spec, 0, 1)
 print(carrier._process.pid, flush=True)

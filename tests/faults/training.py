@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import local_ray
 from launcher.errors import Failed
-from launcher.runfolder import RunFolder
-from launcher.spec import RunSpec
-from launcher.specfile import read_spec
-from launcher.submit import Submission, logs, status, submit
+from launcher.jobs import local_ray
+from launcher.jobs.submit import Submission, logs, status, submit
+from launcher.spec.file import read_spec
+from launcher.spec.model import RunSpec
+from launcher.storage.runfolder import RunFolder
 
 SPEC = """
 name: {name}
@@ -143,7 +143,7 @@ class Run:
     def warm(self) -> list[int]:
         """The warm processes of this cluster's ranks, by id."""
         family = local_ray.descendants(self.head.pid)
-        return [p for p in family if "launcher.warm" in command_line(p)]
+        return [p for p in family if "launcher.training.warm" in command_line(p)]
 
     def training(self) -> list[int]:
         """The processes that train: children of warm ones."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.kuberay_pods import HOME, USER_ID, WORK
+from launcher.kuberay.pods import HOME, USER_ID, WORK
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "k8s/images").glob("*.Containerfile"))
@@ -50,7 +50,7 @@ def test_the_worker_has_what_its_pods_mount_and_call() -> None:
     constraints = dict(
         line.split("==") for line in (ROOT / ".ci/constraints.txt").read_text().splitlines() if "==" in line
     )
-    from launcher.spec import Kubernetes
+    from launcher.spec.model import Kubernetes
 
     assert Kubernetes(image="x").ray_version == constraints["ray"], (
         "the image's Ray is the one that run.yaml assumes"

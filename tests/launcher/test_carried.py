@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from launcher import carried, remote
-from launcher.carried import Carrier, bring
-from launcher.output import job_log, job_output, note_failure, rank_log
-from launcher.runfolder import RunFolder
+from launcher.storage import carried, remote
+from launcher.storage.carried import Carrier, bring
+from launcher.storage.output import job_log, job_output, note_failure, rank_log
+from launcher.storage.runfolder import RunFolder
 from tests.azurite import Azurite
 
 URL = "az://account/runs/team/tiny"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.checkpoints import (
+from launcher.errors import Failed
+from launcher.storage.checkpoints import (
     commit_checkpoint,
     manifest_key,
     newest_verified,
@@ -17,9 +18,8 @@ from launcher.checkpoints import (
     topology_of,
     why_not,
 )
-from launcher.errors import Failed
-from launcher.runlog import RunLog, Superseded
-from launcher.storage import FolderStore
+from launcher.storage.runlog import RunLog, Superseded
+from launcher.storage.store import FolderStore
 
 TOPOLOGY = topology_of(2, 1, 1, 1)
 RANKS = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in range(2)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli, kuberay_api
+from launcher import cli
+from launcher.kuberay import api as kuberay_api
 from tests.launcher.kube_stub import TOKEN, Stub
 
 pytest.importorskip("kubernetes")

@@ -20,8 +20,8 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 @pytest.fixture(scope="session")
 def law(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A law of noiseless runs: E 1.7, A 400, B 400, alpha 0.34, beta 0.28."""
-    from monitor.fit import fit
-    from monitor.points import read_points
+    from monitor.forecast.fit import fit
+    from monitor.forecast.points import read_points
 
     rows = ["run,params,tokens,loss"]
     for n in (2e6, 5e6, 1e7, 3e7, 1e8):
@@ -71,8 +71,8 @@ def test_plan_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_as_json_holds_the_exact_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    from launcher.ds_config import deepspeed_config
-    from launcher.specfile import read_spec
+    from launcher.spec.file import read_spec
+    from launcher.training.ds_config import deepspeed_config
 
     path = EXAMPLES / "gpt-7b-64xH100.yaml"
     status, out, _ = run(capsys, "plan", str(path), "--json")
@@ -103,7 +103,7 @@ def test_under_a_law_plan_predicts_and_says_what_would_be_optimal(
 def test_a_law_of_another_tokenizer_is_refused_at_the_key(
     capsys: pytest.CaptureFixture[str], law: Path, tmp_path: Path
 ) -> None:
-    from monitor.law import Law
+    from monitor.forecast.law import Law
 
     body = Law.read(law).to_dict()
     changed = {**{k: v for k, v in body.items() if k != "digest"}, "conventions": {"tokenizer": "gpt2"}}
@@ -122,7 +122,7 @@ def test_manifests_need_kuberay(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_schema_takes_every_example_and_refuses_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     from launcher.errors import WrongInput
-    from launcher.specfile import read_data
+    from launcher.spec.file import read_data
 
     status, out, _ = run(capsys, "schema")
     assert status == 0

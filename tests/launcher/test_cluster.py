@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from launcher import cluster
-from launcher.cluster import Cluster
 from launcher.errors import Failed
+from launcher.jobs import cluster
+from launcher.jobs.cluster import Cluster
 
 Answers = list[tuple[int, str]]
 """(status, body) of the next requests; the last one again for those that follow."""

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data import open_tokens, permuted, tokens_for
+from launcher.data.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, write_corpus
+from launcher.data.tokens import open_tokens, permuted, tokens_for
 from launcher.errors import WrongInput
-from launcher.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, write_corpus
 
 
 def made_of(data: bytes, folder: Path) -> Path:

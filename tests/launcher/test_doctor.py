@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.doctor import Finding, disk, examine, versions
-from launcher.doctor_gpu import gpu_findings
-from launcher.doctor_net import monitor, prometheus, skew, storage
+from launcher.doctor.checks import Finding, disk, examine, versions
+from launcher.doctor.gpu import gpu_findings
+from launcher.doctor.net import monitor, prometheus, skew, storage
 from tests.monitor.live import Service
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -59,7 +59,7 @@ def test_storage_is_written_leased_read_and_left_clean(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_creates_a_key_twice_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.storage import FolderStore
+    from launcher.storage.store import FolderStore
 
     monkeypatch.setattr(FolderStore, "put_new", FolderStore.put)
     (found,) = storage(str(tmp_path))

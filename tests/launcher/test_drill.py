@@ -1,7 +1,7 @@
 import pytest
 
-from launcher.drill import Drill, DrillCrash, read_drill
 from launcher.errors import WrongInput
+from launcher.training.drill import Drill, DrillCrash, read_drill
 
 
 def test_no_drill_changes_nothing() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launcher.data.images import IGNORED, SIDE, DigitFeed, Digits, caption, load_digits, patches_of
 from launcher.errors import WrongInput
-from launcher.images import IGNORED, SIDE, DigitFeed, Digits, caption, load_digits, patches_of
-from launcher.spec import RunSpec
+from launcher.spec.model import RunSpec
 
 BASE = {
     "name": "digits",
@@ -76,8 +76,8 @@ def test_what_does_not_go_together_is_refused(change: dict, says: str) -> None:
 
 def test_patches_are_counted_as_parameters() -> None:
     pytest.importorskip("torch", reason="needs torch")
-    from launcher.accounting import parameter_count
-    from launcher.engine import build_model
+    from launcher.spec.accounting import parameter_count
+    from launcher.training.engine import build_model
 
     spec = RunSpec.from_dict(BASE)
     assert sum(p.numel() for p in build_model(spec).parameters()) == parameter_count(spec)
@@ -85,6 +85,6 @@ def test_patches_are_counted_as_parameters() -> None:
 
 def test_the_feed_of_a_spec_with_patches_is_images(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'losscast[vision]'")
-    from launcher.feed import feed_for
+    from launcher.data.feed import feed_for
 
     assert len(feed_for(RunSpec.from_dict(BASE), tmp_path).train(0, 3)[0]) == 2

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import WrongInput
-from launcher.kuberay import as_yaml, manifests
-from launcher.kuberay_pods import NAME_LIMIT, commit_wait_s, job_name
-from launcher.spec import RunSpec
-from launcher.specfile import read_spec
+from launcher.kuberay.manifests import as_yaml, manifests
+from launcher.kuberay.pods import NAME_LIMIT, commit_wait_s, job_name
+from launcher.spec.file import read_spec
+from launcher.spec.model import RunSpec
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from launcher import kuberay_api, kuberay_client
 from launcher.errors import Failed, Held, WrongInput
-from launcher.kuberay_api import RAY_JOBS, Api, Away, Forbidden, RefusedObject, connect
-from launcher.spec import RunSpec
-from launcher.specfile import read_spec
+from launcher.kuberay import api as kuberay_api
+from launcher.kuberay import client as kuberay_client
+from launcher.kuberay.api import RAY_JOBS, Api, Away, Forbidden, RefusedObject, connect
+from launcher.spec.file import read_spec
+from launcher.spec.model import RunSpec
 from tests.launcher.kube_stub import TOKEN, Refusal, Stub
 
 urllib3 = pytest.importorskip("urllib3")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from launcher import kuberay_entry, kuberay_prestop
-from launcher.kuberay_entry import drive, final, main, prepare
-from launcher.kuberay_prestop import driver_lives, ranks, wait_for_commit
-from launcher.runfolder import read_json, write_whole
-from launcher.specfile import read_spec
+from launcher.kuberay import entry as kuberay_entry
+from launcher.kuberay import prestop as kuberay_prestop
+from launcher.kuberay.entry import drive, final, main, prepare
+from launcher.kuberay.prestop import driver_lives, ranks, wait_for_commit
+from launcher.spec.file import read_spec
+from launcher.storage.runfolder import read_json, write_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +60,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def read_spec_digest(tmp_path: Path) -> str:
-    from launcher.spec import RunSpec
+    from launcher.spec.model import RunSpec
 
     return RunSpec.from_dict(body(tmp_path)["spec"]).digest
 
@@ -82,16 +83,16 @@ def test_the_entrypoint_starts_the_driver_of_the_runs_folder(
     path.write_text(json.dumps(body(tmp_path)))
     monkeypatch.setattr(kuberay_entry, "drive", lambda command, *rest: seen.append(command) or 7)
     assert main([str(path)]) == 7
-    assert seen[0][1:] == ["-m", "launcher.driver", str(tmp_path / "gpt-tiny"), "gpt-tiny-00"]
+    assert seen[0][1:] == ["-m", "launcher.recovery.driver", str(tmp_path / "gpt-tiny"), "gpt-tiny-00"]
 
 
 def test_what_the_job_prints_is_copied_while_it_runs_and_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run at az://, its store a folder here: the copy is there before the driver has ended, and whole after it."""
-    from launcher import remote
-    from launcher.runfolder import RunFolder
-    from launcher.storage import FolderStore
+    from launcher.storage import remote
+    from launcher.storage.runfolder import RunFolder
+    from launcher.storage.store import FolderStore
 
     store = FolderStore(tmp_path / "store")
     monkeypatch.setattr(remote, "store_of", lambda folder: store)
@@ -114,8 +115,8 @@ def test_what_the_job_prints_is_copied_while_it_runs_and_at_its_end(
 def test_a_storage_that_is_away_costs_the_copy_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher import remote
-    from launcher.runfolder import RunFolder
+    from launcher.storage import remote
+    from launcher.storage.runfolder import RunFolder
 
     def away(folder: Any) -> Any:
         raise OSError("no route to host")
@@ -129,7 +130,7 @@ def test_a_storage_that_is_away_costs_the_copy_and_not_the_run(
 
 def test_a_signal_reaches_the_driver(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from launcher.kuberay_entry import drive; from launcher.runfolder import RunFolder; "
+        "import sys; from pathlib import Path; from launcher.kuberay.entry import drive; from launcher.storage.runfolder import RunFolder; "
         "child = 'import signal, time, sys; signal.signal(signal.SIGTERM, lambda *a: sys.exit(42)); print(1, flush=True); time.sleep(30)'; "
         "sys.exit(drive([sys.executable, '-c', child], RunFolder(Path(sys.argv[1])), 's'))"
     )
@@ -151,7 +152,7 @@ def processes(tmp_path: Path, *rows: tuple[int, int, str]) -> Path:
 
 def test_only_what_trains_is_signalled_and_a_new_commit_ends_the_wait(tmp_path: Path) -> None:
     proc = processes(
-        tmp_path, (10, 1, "ray::Member"), (11, 10, "python -m launcher.warm 3 4"), (12, 11, "python -m launcher.warm 3 4"),
+        tmp_path, (10, 1, "ray::Member"), (11, 10, "python -m launcher.training.warm 3 4"), (12, 11, "python -m launcher.training.warm 3 4"),
         (13, 12, "python -c data_loader"),
     )  # fmt: skip
     assert ranks(proc) == [12] and not driver_lives(proc)
@@ -162,7 +163,7 @@ def test_only_what_trains_is_signalled_and_a_new_commit_ends_the_wait(tmp_path: 
 
 
 def test_the_head_waits_for_the_commit_and_signals_nobody(tmp_path: Path) -> None:
-    proc = processes(tmp_path, (5, 1, "python -m launcher.driver az://a/b/c/run run-00"))
+    proc = processes(tmp_path, (5, 1, "python -m launcher.recovery.driver az://a/b/c/run run-00"))
     counts = iter([0, 1])
     assert wait_for_commit(
         60, lambda: next(counts), proc=proc, kill=lambda *a: pytest.fail("signalled"), interval_s=0
@@ -176,7 +177,7 @@ def test_a_pod_that_trains_nothing_goes_at_once_and_a_storage_that_is_away_holds
         raise OSError("no route to host")
 
     assert wait_for_commit(60, away, proc=processes(tmp_path, (7, 1, "sleep 100")))
-    proc = processes(tmp_path, (5, 1, "python -m launcher.driver /runs/a a-00"))
+    proc = processes(tmp_path, (5, 1, "python -m launcher.recovery.driver /runs/a a-00"))
     assert not wait_for_commit(0.05, away, proc=proc, interval_s=0.01)
 
 
@@ -184,7 +185,7 @@ def test_the_hook_itself_never_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a /proc of its own: on this machine others may train."""
-    proc = processes(tmp_path, (5, 1, "python -m launcher.driver az://a/b/c/run run-00"))
+    proc = processes(tmp_path, (5, 1, "python -m launcher.recovery.driver az://a/b/c/run run-00"))
     monkeypatch.setattr(kuberay_prestop, "PROC", proc)
     monkeypatch.delenv("LOSSCAST_RUN", raising=False)
     assert kuberay_prestop.main(["0.05"]) == 0 and kuberay_prestop.main(["soon"]) == 0

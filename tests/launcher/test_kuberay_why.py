@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launcher.kuberay_why import Seen, explain, phase
+from launcher.kuberay.why import Seen, explain, phase
 
 
 def job(

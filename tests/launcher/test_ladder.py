@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from launcher.accounting import parameter_count
 from launcher.errors import WrongInput
-from launcher.ladder import Rung, finished, fitting, merged, read_ladder, specs_of, write_points
-from launcher.runfolder import RunFolder, write_whole
+from launcher.jobs.ladder import Rung, finished, fitting, merged, read_ladder, specs_of, write_points
+from launcher.spec.accounting import parameter_count
+from launcher.storage.runfolder import RunFolder, write_whole
 
 LADDER: dict[str, Any] = {
     "name": "bytes",
@@ -173,7 +173,7 @@ rungs:
     ],
 )
 def test_a_problem_is_told_where_it_was_written(tmp_path: Path, change: dict[str, str], words: str) -> None:
-    from launcher.ladder import read_file
+    from launcher.jobs.ladder import read_file
 
     path = tmp_path / "ladder.yaml"
     path.write_text(BROKEN.format(**{"own": "at_once: 2", "lr": "0.01", "key": "width", **change}))

@@ -3,9 +3,9 @@
 import pytest
 
 from launcher.errors import WrongInput
-from launcher.measure import measured_peaks
-from launcher.memory import rank_memory
-from launcher.spec import RunSpec
+from launcher.plan.measure import measured_peaks
+from launcher.spec.model import RunSpec
+from launcher.training.memory import rank_memory
 
 
 def run(dp: int, zero: int = 1, **parallel: int) -> RunSpec:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.output import job_output, note_failure, rank_log
-from launcher.runfolder import RunFolder
+from launcher.storage.output import job_output, note_failure, rank_log
+from launcher.storage.runfolder import RunFolder
 
 
 def child(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -17,7 +17,7 @@ def child(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_last_words_of_a_process_that_aborts_are_kept(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom launcher.output import rank_output\n"
+        "import os, sys\nfrom launcher.storage.output import rank_output\n"
         "with rank_output(sys.argv[1], 3, 1):\n"
         "    print('from python')\n    os.write(2, b'terminate called: what(): NCCL\\n')\n    os.abort()\n"
     )
@@ -28,7 +28,7 @@ def test_the_last_words_of_a_process_that_aborts_are_kept(tmp_path: Path) -> Non
 
 def test_rank_0_goes_on_to_where_output_went_before_and_the_others_do_not(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom launcher.output import rank_output\n"
+        "import os, sys\nfrom launcher.storage.output import rank_output\n"
         "with rank_output(sys.argv[1], 1, int(sys.argv[2])):\n    print('hello'); os.system('echo from a child')\n"
         "print('after')\n"
     )
@@ -42,7 +42,7 @@ def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path) -> None:
     output.mkdir(parents=True)
     (output / "rank-1.log").symlink_to("/dev/full")
     code = (
-        "import sys\nfrom launcher.output import rank_output\n"
+        "import sys\nfrom launcher.storage.output import rank_output\n"
         "with rank_output(sys.argv[1], 1, 1):\n    print('lost'); print('lost', file=sys.stderr); sys.stdout.flush()\n"
         "print('went on')\n"
     )
@@ -52,14 +52,14 @@ def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path) -> None:
 
 def test_a_folder_that_can_not_be_written_leaves_output_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "attempts").write_text("a file is in the way")
-    code = "import sys\nfrom launcher.output import rank_output\nwith rank_output(sys.argv[1], 1, 1):\n    print('hello')\n"
+    code = "import sys\nfrom launcher.storage.output import rank_output\nwith rank_output(sys.argv[1], 1, 1):\n    print('hello')\n"
     done = child(code, str(tmp_path))
     assert done.returncode == 0 and done.stdout == "hello\n" and "not kept" in done.stderr
 
 
 def test_the_exception_that_ends_a_rank_is_written_down_and_goes_on(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom launcher.output import rank_output\n"
+        "import sys\nfrom launcher.storage.output import rank_output\n"
         "with rank_output(sys.argv[1], 2, 1):\n    raise RuntimeError('boom')\n"
     )
     done = child(code, str(tmp_path))

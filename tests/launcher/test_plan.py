@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from launcher.doubts import doubtful, not_yet
-from launcher.gpus import gpu_named
-from launcher.lawcheck import conventions, doubts, mismatches
-from launcher.memory import rank_memory, stage_layers, stage_parameters
-from launcher.plan import make_plan, warnings
-from launcher.plantext import as_text
-from launcher.spec import RunSpec
-from launcher.specfile import read_data, read_spec
+from launcher.plan.lawcheck import conventions, doubts, mismatches
+from launcher.plan.plan import make_plan, warnings
+from launcher.plan.text import as_text
+from launcher.spec.doubts import doubtful, not_yet
+from launcher.spec.file import read_data, read_spec
+from launcher.spec.gpus import gpu_named
+from launcher.spec.model import RunSpec
+from launcher.training.memory import rank_memory, stage_layers, stage_parameters
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -51,7 +51,7 @@ def test_every_example_is_sound_and_plans(path: Path) -> None:
 
 
 def test_the_example_ladder_is_sound() -> None:
-    from launcher.ladder import read_ladder, specs_of
+    from launcher.jobs.ladder import read_ladder, specs_of
 
     specs = specs_of(read_ladder(read_data(EXAMPLES / "ladder.yaml"), "ladder.yaml"))
     assert len(specs) >= 4 and len({s.train.seed for s in specs}) == 1
@@ -73,14 +73,14 @@ def test_what_is_not_known_is_none_and_said() -> None:
 
 
 def test_the_job_is_the_one_that_is_sent() -> None:
-    from launcher.jobs import ray_job
+    from launcher.jobs.job import ray_job
 
     job = make_plan(big())["job"]
     assert job["address"] == "http://ray:8265" and job["placement"]["bundles"] == 64
     sent = ray_job(
         big(), "/mnt/a b/gpt-7b", "gpt-7b-00", python="/usr/bin/python3", env={"A": "1", "EMPTY": ""}
     )
-    assert sent["entrypoint"] == "/usr/bin/python3 -m launcher.driver '/mnt/a b/gpt-7b' gpt-7b-00"
+    assert sent["entrypoint"] == "/usr/bin/python3 -m launcher.recovery.driver '/mnt/a b/gpt-7b' gpt-7b-00"
     env = sent["runtime_env"]["env_vars"]
     assert env["A"] == "1" and "EMPTY" not in env and sent.keys() == job["submit_job"].keys()
 
@@ -166,7 +166,7 @@ def test_a_law_of_another_tokenizer_or_convention_is_not_this_runs() -> None:
 
 def test_importing_what_plan_needs_brings_no_heavy_library() -> None:
     code = (
-        "import sys; from launcher.specfile import read_spec; from launcher.plan import make_plan;"
+        "import sys; from launcher.spec.file import read_spec; from launcher.plan.plan import make_plan;"
         f"make_plan(read_spec({str(EXAMPLES / 'gpt-tiny.yaml')!r}));"
         "print([m for m in ('torch', 'ray', 'deepspeed', 'numpy', 'scipy') if m in sys.modules])"
     )

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.cli import main
-from launcher.data import open_tokens, tokens_for
+from launcher.data.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, prepare_corpus, write_corpus
+from launcher.data.tokens import open_tokens, tokens_for
 from launcher.errors import Failed, WrongInput
-from launcher.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, prepare_corpus, write_corpus
 from tests.azurite import Azurite
 
 
@@ -157,8 +157,8 @@ def test_a_tokenizer_file_makes_a_corpus_that_decodes_to_its_documents(tmp_path:
 
 
 def test_a_spec_with_another_tokenizer_than_the_corpus_is_refused(tmp_path: Path) -> None:
-    from launcher.feed import feed_for
-    from launcher.spec import RunSpec
+    from launcher.data.feed import feed_for
+    from launcher.spec.model import RunSpec
 
     (tmp_path / "a.txt").write_text("hello " * 5000)
     prepare_corpus([str(tmp_path / "a.txt")], str(tmp_path / "c"))
@@ -178,7 +178,7 @@ class Shelf:
     """A store's folder that the az:// address stands for in these tests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-        from launcher import storage
+        from launcher.storage import store as storage
 
         real = storage.open_store
         self.root = root
@@ -217,7 +217,7 @@ def test_a_corpus_in_a_store_is_brought_once_and_compared(
 def test_a_corpus_travels_through_azure_blob(
     azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher import storage
+    from launcher.storage import store as storage
 
     monkeypatch.setattr(storage, "open_store", lambda url: azurite.store("runs", "corpora/small"))
     text = sources(tmp_path / "in")["text"]

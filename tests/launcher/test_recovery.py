@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from launcher.elastic import fewest_ranks, fitted, needs_universal
-from launcher.failures import RankFailed, blame, seen_in
-from launcher.goodput import Ledger
-from launcher.hang import FLOOR_S, LONG_S, hung, suspects
-from launcher.health import Stragglers
 from launcher.netif import interface_of
-from launcher.preempt import Watch, read_notices
-from launcher.preflight import report, slow_ranks
-from launcher.rank import Pulse
-from launcher.restarts import Failure, Restarts
-from launcher.rollback import wanted
-from launcher.runlog import RunLog
-from launcher.spec import Policy, RunSpec
-from launcher.storage import FolderStore
+from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal
+from launcher.recovery.failures import RankFailed, blame, seen_in
+from launcher.recovery.goodput import Ledger
+from launcher.recovery.hang import FLOOR_S, LONG_S, hung, suspects
+from launcher.recovery.preempt import Watch, read_notices
+from launcher.recovery.rank import Pulse
+from launcher.recovery.restarts import Failure, Restarts
+from launcher.recovery.rollback import wanted
+from launcher.spec.model import Policy, RunSpec
+from launcher.storage.runlog import RunLog
+from launcher.storage.store import FolderStore
+from launcher.training.health import Stragglers
+from launcher.training.preflight import report, slow_ranks
 
 # restarts
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.objects import Exists, Item, Missing
 from launcher.errors import Held
-from launcher.runlog import Damaged, RunLog, Superseded
-from launcher.storage import Exists, FolderStore, Item, Missing
+from launcher.storage.runlog import Damaged, RunLog, Superseded
+from launcher.storage.store import FolderStore
 
 
 def log_in(folder: Path, term_s: float = 30.0) -> RunLog:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.accounting import (
+from launcher.errors import WrongInput
+from launcher.spec.accounting import (
     attention_flops_per_token,
     flops_per_token,
     gpt_parameters,
@@ -15,11 +16,10 @@ from launcher.accounting import (
     total_flops,
     total_tokens,
 )
-from launcher.doubts import doubtful
-from launcher.ds_config import deepspeed_config
-from launcher.errors import WrongInput
-from launcher.jsonschema import json_schema
-from launcher.spec import Gpt, RunSpec
+from launcher.spec.doubts import doubtful
+from launcher.spec.jsonschema import json_schema
+from launcher.spec.model import Gpt, RunSpec
+from launcher.training.ds_config import deepspeed_config
 
 MINIMAL: dict[str, Any] = {
     "name": "gpt-tiny",
@@ -155,8 +155,8 @@ JUNK = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), junk=JUNK)
 def test_no_value_anywhere_makes_validation_fail_in_another_way(data: st.DataObject, junk: Any) -> None:
-    from launcher.plan import make_plan
-    from launcher.plantext import as_text
+    from launcher.plan.plan import make_plan
+    from launcher.plan.text import as_text
 
     spoilt = json.loads(json.dumps(FULL))
     where, key = spoilt, data.draw(st.sampled_from(sorted(FULL)))

@@ -10,12 +10,12 @@ import pytest
 
 from launcher.cli import main
 from launcher.errors import WrongInput
-from launcher.output import note_failure
-from launcher.runfolder import RunFolder, write_whole
-from launcher.runlog import RunLog
-from launcher.spec import RunSpec
-from launcher.standing import facts_of, phase
-from launcher.storage import FolderStore
+from launcher.jobs.standing import facts_of, phase
+from launcher.spec.model import RunSpec
+from launcher.storage.output import note_failure
+from launcher.storage.runfolder import RunFolder, write_whole
+from launcher.storage.runlog import RunLog
+from launcher.storage.store import FolderStore
 
 SPEC = RunSpec.from_dict(
     {
@@ -105,7 +105,7 @@ def test_a_run_goes_from_pending_over_running_to_finished(made: Made) -> None:
 
 
 def test_a_job_that_a_person_ended_is_stopped_before_its_lease_has_lapsed(made: Made) -> None:
-    from launcher.submit import note_stopped, read_submission
+    from launcher.jobs.submit import note_stopped, read_submission
 
     job = read_submission(made.submitted().folder)
     assert job is not None
@@ -138,7 +138,7 @@ def test_silence_after_steps_is_a_run_that_vanished(made: Made) -> None:
 def test_end_closes_a_vanished_run_once_and_shuts_its_holder_out(
     made: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from launcher.runlog import Superseded
+    from launcher.storage.runlog import Superseded
 
     zombie = RunLog(FolderStore(made.folder.path), "tiny")
     holding = zombie.take(JOB)

@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from launcher.checkpoints import commit_checkpoint, manifest_key, newest_verified, parts_of, prefix_of, retain
+from infra.objects import Exists, Missing, Store
 from launcher.errors import Held, WrongInput
-from launcher.runlog import Damaged, RunLog, Superseded
-from launcher.storage import Exists, Missing, Store, open_store
+from launcher.storage.checkpoints import (
+    commit_checkpoint,
+    manifest_key,
+    newest_verified,
+    parts_of,
+    prefix_of,
+    retain,
+)
+from launcher.storage.runlog import Damaged, RunLog, Superseded
+from launcher.storage.store import open_store
 from tests.stores import BOTH, Place, make_place
 
 NAMES = ["mp_rank_00_model_states.pt", *(f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in range(2))]

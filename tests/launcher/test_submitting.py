@@ -8,11 +8,11 @@ import pytest
 
 from launcher.cli import main
 from launcher.errors import WrongInput
-from launcher.runfolder import RunFolder, write_whole
-from launcher.runlog import RunLog
-from launcher.specfile import read_spec
-from launcher.storage import FolderStore
-from launcher.submit import refuse_shadows
+from launcher.jobs.submit import refuse_shadows
+from launcher.spec.file import read_spec
+from launcher.storage.runfolder import RunFolder, write_whole
+from launcher.storage.runlog import RunLog
+from launcher.storage.store import FolderStore
 
 SPEC = """
 name: tiny

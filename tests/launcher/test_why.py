@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.cluster import Job, Node, Picture, picture_of
-from launcher.why import ago, lacking, unplaced
+from launcher.jobs.cluster import Job, Node, Picture, picture_of
+from launcher.jobs.why import ago, lacking, unplaced
 
 GPU = {"CPU": 1.0, "GPU": 1.0}
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-import monitor.serving  # noqa: F401 - what takes the time
+import monitor.service.serving  # noqa: F401 - what takes the time
 from launcher.cli import main
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def thinned(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def made_up_law() -> dict[str, Any]:
-    """A law as `monitor.law_view` gives it."""
+    """A law as `monitor.forecast.law_view` gives it."""
     flops = [1e10 * 1.6**k for k in range(20)]
     loss = [2.2 * (c / 1e10) ** -0.05 for c in flops]
     ladder = [

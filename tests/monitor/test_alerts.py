@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from monitor.alerts import RULES, Rule, rules, rules_yaml
+from monitor.prometheus.alerts import RULES, Rule, rules, rules_yaml
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = shutil.which("promtool")

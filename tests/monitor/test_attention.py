@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from monitor.attention import Attention, duration
 from monitor.errors import WrongInput
+from monitor.service.attention import Attention, duration
 from tests.monitor.test_service import Open, curve, lines
 
 HOUR = 3600.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from monitor.dashboard import STATES, dashboard, render
-from monitor.service import STATE_OF
+from monitor.prometheus.dashboard import STATES, dashboard, render
+from monitor.service.monitor import STATE_OF
 
 SHIPPED = Path(__file__).parents[2] / "k8s" / "dashboard" / "losscast.json"
 PREFIX = re.compile(r"\blosscast_[a-z_]+\b")
@@ -28,7 +28,9 @@ def queries() -> list[str]:
 
 
 def test_the_shipped_file_is_the_generated_one() -> None:
-    assert SHIPPED.read_text() == render(), "python -m monitor.dashboard > k8s/dashboard/losscast.json"
+    assert SHIPPED.read_text() == render(), (
+        "python -m monitor.prometheus.dashboard > k8s/dashboard/losscast.json"
+    )
 
 
 def test_panels_have_one_id_each_and_do_not_overlap() -> None:

@@ -4,7 +4,7 @@ import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitor.exporter import GAUGES, MAX_RUN_SERIES, MAX_SERIES, REASONS, Exporter, Figures, Totals
+from monitor.service.exporter import GAUGES, MAX_RUN_SERIES, MAX_SERIES, REASONS, Exporter, Figures, Totals
 
 
 def figures(run: str, owner: str = "t", created: float = 0.0, healthy: bool = True) -> Figures:

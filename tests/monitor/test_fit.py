@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.anneal import Schedule, predicted
 from monitor.errors import WrongInput
-from monitor.fit import FORMS, ends, fit
-from monitor.fit_anneal import fit_curves
-from monitor.fit_chinchilla import bootstrap_plain, fit_plain
-from monitor.fit_members import Runs, fit_mode
-from monitor.law import Law, digest_of
-from monitor.points import Curve, Curves, Points, read_curves, read_points
+from monitor.forecast.anneal import Schedule, predicted
+from monitor.forecast.fit import FORMS, ends, fit
+from monitor.forecast.fit_anneal import fit_curves
+from monitor.forecast.fit_chinchilla import bootstrap_plain, fit_plain
+from monitor.forecast.fit_members import Runs, fit_mode
+from monitor.forecast.law import Law, digest_of
+from monitor.forecast.points import Curve, Curves, Points, read_curves, read_points
 
 DATA = Path(os.environ.get("LOSSCAST_DATA", ""))
 needs_data = pytest.mark.skipif(

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.cli import main
 from monitor.errors import WrongInput
-from monitor.importing import read, run_id
+from monitor.service.importing import read, run_id
 from tests.monitor.live import Service, wait_for
 from tests.monitor.test_service import Open, curve, lines
 

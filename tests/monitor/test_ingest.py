@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from monitor import schema
-from monitor.feeding import rows_of
-from monitor.ingest import Ingest, Refused, Taken
-from monitor.intervals import Intervals
-from monitor.reading import samples
-from monitor.store import Store
+from monitor.judging.feeding import rows_of
+from monitor.store.ingest import Ingest, Refused, Taken
+from monitor.store.intervals import Intervals
+from monitor.store.reading import samples
+from monitor.store.store import Store
 from monitor.wire import parse
 
 RUNS = ("a", "b")

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from monitor.fit import fit
-from monitor.law import Law
-from monitor.law_view import law_view
-from monitor.points import Points
-from monitor.prediction import predict
-from monitor.presets import PRESETS, preset
+from monitor.forecast.fit import fit
+from monitor.forecast.law import Law
+from monitor.forecast.law_view import law_view
+from monitor.forecast.points import Points
+from monitor.forecast.prediction import predict
+from monitor.forecast.presets import PRESETS, preset
 
 
 def runs(sized: bool = True) -> Points:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.errors import WrongInput
-from monitor.points import is_curves, points_of, read_curves, read_points
-from monitor.table import Table, read_table, scale_of
+from monitor.forecast.points import is_curves, points_of, read_curves, read_points
+from monitor.forecast.table import Table, read_table, scale_of
 
 GOOD = "run,params,tokens,loss\na,1e6,2e7,4.0\nb,2e6,4e7,3.7\n"
 
@@ -118,7 +118,7 @@ def test_a_curve_does_not_depend_on_the_order_of_its_rows(order: list[int]) -> N
         "step": [str(steps[i]) for i in order],
         "loss": [str(9.0 - steps[i] / 10) for i in order],
     }
-    from monitor import points as module
+    from monitor.forecast import points as module
 
     found = module.curves_of_table(
         Table("c.csv", {k: list(v) for k, v in table.items()}, list(range(2, 8))), "c"

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.anneal import LrPath, Schedule, loss_at
 from monitor.cli import fit as fit_command
 from monitor.cli import predict as predict_command
 from monitor.errors import Failed, WrongInput
-from monitor.fit import fit
-from monitor.fit_anneal import fit_curves
-from monitor.law import Law
-from monitor.points import Curve, Curves, Points
-from monitor.prediction import Prediction, predict
+from monitor.forecast.anneal import LrPath, Schedule, loss_at
+from monitor.forecast.fit import fit
+from monitor.forecast.fit_anneal import fit_curves
+from monitor.forecast.law import Law
+from monitor.forecast.points import Curve, Curves, Points
+from monitor.forecast.prediction import Prediction, predict
 
 SIZES = (4e3, 7e3, 1.2e4, 2e4, 3e4)
 BATCH = 512.0

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from monitor import schema
-from monitor.api import Guard, build
-from monitor.judged import band_columns
-from monitor.judging import Judging
-from monitor.reading import FIELDS
+from monitor.judging.loop import Judging
+from monitor.judging.run import band_columns
 from monitor.schema import MAX_BODY_BYTES
-from monitor.service import Monitor
-from monitor.store import Store
+from monitor.service.api import Guard, build
+from monitor.service.monitor import Monitor
+from monitor.store.reading import FIELDS
+from monitor.store.store import Store
 from tests.monitor.live import wait_for
 from tests.monitor.test_ingest import sample
 
@@ -370,7 +370,7 @@ def test_restarts_mid_stream_change_no_verdict_and_lose_no_band(tmp_path: Path) 
 def test_a_run_whose_samples_could_not_be_read_is_judged_when_they_can_though_nothing_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monitor.judging.RETRY_S", 0.1)
+    monkeypatch.setattr("monitor.judging.loop.RETRY_S", 0.1)
     made = Open(tmp_path / "store")
     made.send(*lines("a", [*curve(40), math.nan]))
     made.close()

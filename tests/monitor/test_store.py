@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor import schema
-from monitor.columns import COLUMNS, MISSING, Columns, Damaged, join, missing, pack, pack_lines, unpack
 from monitor.errors import Failed
-from monitor.facts import AttemptFacts
-from monitor.ingest import Ingest
-from monitor.reading import spans, thin, thinned
-from monitor.store import FILE, Store
+from monitor.store.columns import COLUMNS, MISSING, Columns, Damaged, join, missing, pack, pack_lines, unpack
+from monitor.store.facts import AttemptFacts
+from monitor.store.ingest import Ingest
+from monitor.store.reading import spans, thin, thinned
+from monitor.store.store import FILE, Store
 from monitor.wire import SampleLine, parse
 from tests.monitor.test_ingest import sample
 from tests.monitor.test_service import Open

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.columns import Damaged, unpack
 from monitor.errors import Failed, WrongInput
-from monitor.ingest import Ingest
-from monitor.keeping import backup, check, export, repair, restore
 from monitor.replay import read_samples
-from monitor.store import FILE, Store
+from monitor.store.columns import Damaged, unpack
+from monitor.store.ingest import Ingest
+from monitor.store.keeping import backup, check, export, repair, restore
+from monitor.store.store import FILE, Store
 from tests.monitor.test_ingest import sample, send
 from tests.monitor.test_service import Open, curve, lines, story, told
 from tests.monitor.test_store import filled

@@ -10,13 +10,13 @@ import pytest
 
 from monitor.cli import fit as fit_command
 from monitor.errors import WrongInput
-from monitor.fit import fit
-from monitor.law import Law
-from monitor.plan_ladder import candidate, parse_target, plan_ladder
-from monitor.points import Points
-from monitor.prediction import predict
-from monitor.presets import PRESETS, preset
-from monitor.task import fit_link
+from monitor.forecast.fit import fit
+from monitor.forecast.law import Law
+from monitor.forecast.plan_ladder import candidate, parse_target, plan_ladder
+from monitor.forecast.points import Points
+from monitor.forecast.prediction import predict
+from monitor.forecast.presets import PRESETS, preset
+from monitor.forecast.task import fit_link
 
 
 def runs(count: int = 8) -> Points:
@@ -79,7 +79,7 @@ def test_a_pass_rate_is_foretold_from_compute_and_zeros_are_listed(
 
 
 def test_a_metric_that_is_not_there_is_wrong_input() -> None:
-    from monitor.task import metric_values
+    from monitor.forecast.task import metric_values
 
     with pytest.raises(WrongInput, match="no column 'bpb'"):
         metric_values(runs(), "bpb")
@@ -121,7 +121,7 @@ def test_a_ladder_costs_its_budget(count: int, budget: float) -> None:
 
 
 def test_the_best_ladder_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.plan_ladder.COUNTS", (4,))
+    monkeypatch.setattr("monitor.forecast.plan_ladder.COUNTS", (4,))
     found = plan_ladder(1e9, 2e10, 0.01, simulations=1)
     assert [x.width for x in found] == sorted(x.width for x in found)
     assert found[0].to_dict()["share_of_target"] == pytest.approx(0.01)
@@ -141,7 +141,7 @@ def test_a_target_that_is_none_is_wrong_input(text: str) -> None:
 
 def test_a_law_can_be_drawn(law: Law, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from monitor.plot import draw_law
+    from monitor.forecast.plot import draw_law
 
     draw_law(law, tmp_path / "law.png")
     assert (tmp_path / "law.png").stat().st_size > 10_000

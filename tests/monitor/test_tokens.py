@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from monitor.errors import Failed, WrongInput
-from monitor.tokens import FILE, SESSION_S, Tokens, parse_scopes
+from monitor.service.tokens import FILE, SESSION_S, Tokens, parse_scopes
 
 
 def test_a_secret_is_kept_nowhere_and_the_file_is_private(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from monitor.alerts import RULES
+from monitor.prometheus.alerts import RULES
 from monitor.web import CSP, HEADERS, STATIC, files, static_routes
 from monitor.web.runbook import runbook_routes
 

@@ -1,0 +1,1 @@
+"""Whether machines and places are fit to train."""

@@ -1,0 +1,208 @@
+"""A Ray cluster of one machine: started for a person who has none, with token auth, stopped by pid.
+
+Everything of it lies in one folder (`home`): the token, the logs, and `head.json`, which says where it listens.
+Ray's own `ray stop` is never used, since it ends every cluster of the machine, not only ours.
+"""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher.errors import Failed
+from launcher.storage.runfolder import read_json, write_whole
+
+START_TIMEOUT_S = 60.0
+OBJECT_STORE_BYTES = 100_000_000
+"""Nothing of ours travels through Ray's object store; its default would reserve a third of the memory."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node."""
+
+    pid: int
+    address: str
+    """host:port of the GCS, for ray.init."""
+    dashboard: str
+    """http URL of the Jobs API."""
+    token_file: str
+    temp: str = ""
+    """Ray's own folder, of this cluster alone."""
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to talk to this cluster and to no other."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": self.token_file,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def listening(address: str, timeout_s: float = 0.5) -> bool:
+    """True when host:port takes a connection."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def running(home: Path) -> Head | None:
+    """The head whose state lies in `home`, if it still lives."""
+    state = read_json(home / "head.json")
+    if state is None:
+        return None
+    head = Head(**state)
+    return head if _alive(head.pid) and listening(head.address) else None
+
+
+def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Head:
+    """Start a head with `cpus` logical CPUs on loopback and wait until its Jobs API answers.
+
+    Raises Failed, with the end of Ray's own log, when it does not within a minute.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    token_file = home / "ray.token"
+    if not token_file.exists():
+        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(descriptor, secrets.token_hex(32).encode())
+        os.close(descriptor)
+    gcs, dashboard = free_port(), free_port()
+    # A folder of its own, since a job's driver is sent to the cluster that this folder's `ray_current_cluster` names: in
+    # Ray's shared default that is whichever cluster of the machine started last. Short, since Ray's sockets lie in
+    # it and a socket's path has at most 107 bytes.
+    temp = tempfile.mkdtemp(prefix="lc-ray-", dir="/tmp")
+    head = Head(0, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", str(token_file), temp)
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--metrics-export-port={free_port()}", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
+    ]  # fmt: skip
+    env = {
+        **os.environ,
+        **head.environment(),
+        "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **(extra_env or {}),
+    }
+    env.pop("RAY_ADDRESS", None)
+    log = home / "ray.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+        )
+    head = dataclasses.replace(head, pid=process.pid)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not (
+        listening(head.address) and listening(head.dashboard.removeprefix("http://")) and _jobs_answer(head)
+    ):
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop(head)
+            tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+            raise Failed(f"the local Ray did not start ({tail or 'it said nothing'}). Its log: {log}")
+        time.sleep(0.1)
+    write_whole(home / "head.json", asdict(head))
+    return head
+
+
+def _jobs_answer(head: Head) -> bool:
+    """True when the Jobs API takes our token."""
+    import urllib.request
+
+    token = Path(head.token_file).read_text().strip()
+    request = urllib.request.Request(
+        head.dashboard + "/api/jobs/", headers={"Authorization": f"Bearer {token}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Every living process below `pid`, nearest first, itself not among them."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue  # it ended while we looked
+            children.setdefault(parent, []).append(int(entry.name))
+    found, frontier = [], [pid]
+    while frontier:
+        frontier = [c for p in frontier for c in children.get(p, [])]
+        found += frontier
+    return found
+
+
+def stop(head: Head, grace_s: float = 5.0) -> None:
+    """End the head and every process below it: asked first, then made to. Others' processes are not touched.
+
+    What its jobs printed is kept beside the token, in `jobs/`; Ray's own folder goes.
+    """
+    family = [head.pid, *descendants(head.pid)]
+    for pid in family[:1]:
+        _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(still_runs(p) for p in family):
+        time.sleep(0.05)
+    for pid in family:
+        if still_runs(pid):
+            _signal(pid, signal.SIGKILL)
+    _reap(head.pid)
+    if head.temp:
+        jobs = Path(head.token_file).parent / "jobs"
+        for log in Path(head.temp).glob("session_2*/logs/job-driver-*.log"):
+            with contextlib.suppress(OSError):
+                jobs.mkdir(exist_ok=True)
+                shutil.copy(log, jobs / log.name.removeprefix("job-driver-"))
+        shutil.rmtree(head.temp, ignore_errors=True)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def still_runs(pid: int) -> bool:
+    """True for a living process; a zombie has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

@@ -1,0 +1,1 @@
+"""All ranks of a run together: started, watched, restarted, and gone on with."""

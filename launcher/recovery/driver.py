@@ -1,0 +1,300 @@
+"""The entrypoint of a run's Ray job: takes attempts, starts the ranks, restarts them when they die.
+
+    python -m launcher.recovery.driver RUN_FOLDER SUBMISSION
+
+Exit status: 0 finished or stopped on request, 1 failed, 2 wrong input, 75 somebody else holds the run.
+A Ray job's entrypoint may be started twice; the run's log lets only one of the two go on.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from launcher.data.tokens import cache_folder
+from launcher.errors import Held, WrongInput
+from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal, to_universal
+from launcher.recovery.failures import RankFailed
+from launcher.recovery.goodput import Ledger
+from launcher.recovery.owning import Ownership, last_commit, oldest_commit, tell_lease_lost
+from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
+from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
+from launcher.spec.model import RunSpec
+from launcher.storage.output import job_output, note_failure
+from launcher.storage.remote import forget_stop, refresh
+from launcher.storage.runfolder import RunFolder, last_step, read_json
+from launcher.training.loop import Assignment, Outcome
+
+T = TypeVar("T")
+
+GROW_CHECK_S = 5.0
+"""How often a run on fewer ranks than it asked for looks for more."""
+STORAGE_WAITS_S = (1.0, 2.0, 5.0, 15.0)
+STORAGE_PATIENCE_S = float(os.environ.get("LOSSCAST_STORAGE_WAIT_S", "3600"))
+"""How long the driver waits for storage that is gone before it gives up."""
+
+
+def say(message: str) -> None:
+    print(f"losscast: {message}", flush=True)
+
+
+class LeaseGone(Exception):
+    """The run could not be held: whoever takes it next may be us."""
+
+
+def patiently(work: Callable[[], T], what: str) -> T:
+    """Do something with the run's storage, again and again while the storage is gone. Raises its error in the end."""
+    began, tries = time.monotonic(), 0
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if time.monotonic() - began > STORAGE_PATIENCE_S:
+                raise
+            if tries == 0:
+                say(f"storage fails to {what}, and is tried again: {error}")
+            time.sleep(STORAGE_WAITS_S[min(tries, len(STORAGE_WAITS_S) - 1)])
+            tries += 1
+
+
+class Driver:
+    """One driver's work on one run: attempt after attempt on one warm group."""
+
+    def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
+        from launcher.recovery.group import Group
+
+        cpus, gpus = os.cpu_count() or 1, spec.cluster.gpus_per_node
+        self.folder, self.spec = folder, spec
+        self.group = Group(spec, max(1, cpus // gpus) if gpus else 1, say)
+        self.restarts = Restarts(spec.policy)
+        self.ledger = Ledger.read(folder.path / "goodput.json", spec.cluster.price_per_gpu_hour)
+        self.rollbacks = Rollbacks.read(folder, spec)
+        self.adviser = Adviser.of(spec, say)
+        self.owner: Any = None
+        self.attempt = 0
+        self._looked = 0.0
+        self._growing = False
+        self._began, self._from = 0.0, 0
+
+    def run(self, owner: Any) -> int:
+        """Attempts until the run is finished, stopped or given up. Returns the exit status; raises LeaseGone."""
+        self.owner = owner
+        while True:
+            try:
+                outcome = self._attempt()
+            except RankFailed as error:
+                if (status := self._failed(error)) is not None:
+                    return status
+            except RollBack as ask:
+                self._rolled_back(ask)
+            else:
+                if owner.lost is not None:
+                    raise LeaseGone(owner.lost)
+                if outcome.finished or not self._growing:
+                    return self._over(outcome)
+                say(f"{self.spec.name}: stopped at step {outcome.step} to go on with more ranks")
+                self._count(RESIZED, outcome.step)
+            if owner.lost is not None:
+                raise LeaseGone(owner.lost)
+
+    def _attempt(self) -> Outcome:
+        """One attempt, from its place in the log to its end."""
+        from launcher.training.saving import newest_verified
+
+        self.attempt = patiently(self.owner.next_attempt, "take the run")
+        resume = patiently(lambda: newest_verified(self.folder, say), "read checkpoints")
+        step = resume.step if resume else 0
+        lost = self.ledger.settle(step, time.monotonic())
+        if lost:
+            say(f"{self.spec.name}: {lost} steps since the last commit are trained again")
+        waited = time.monotonic()
+        ready = self.group.assemble()
+        here = fitted(self.spec, ready)
+        self.ledger.idle(here.ranks, time.monotonic() - waited)
+        universal = resume is not None and needs_universal(resume.topology, here)
+        path = resume.path if resume else None
+        if universal and path is not None:
+            target = self.folder.attempt(self.attempt) / "universal"
+            path = to_universal(path, target, say)
+        patiently(lambda: forget_stop(self.folder), "clear the wish to stop")
+        on = f"{here.ranks} ranks" if here is self.spec else f"{here.ranks} of {self.spec.ranks} ranks"
+        say(f"{self.spec.name}: attempt {self.attempt} on {on}, from step {step} of {self.spec.total_steps}")
+        assignment = Assignment(
+            spec=here.to_dict(),
+            folder=self.folder.address,
+            attempt=self.attempt,
+            cache=str(cache_folder()),
+            resume_step=step,
+            resume_from=str(path) if path else None,
+            universal=universal,
+            skips=self.rollbacks.skips,
+            digest=self.spec.digest,
+        )
+        self._growing, self._looked = False, time.monotonic()
+        self._began, self._from = self._looked, step
+        self.ledger.begin(here.ranks, step, time.monotonic())
+        try:
+            return self.group.train(assignment, here.ranks, lambda seen: self._tick(seen, here))
+        finally:
+            now = time.monotonic()
+            self.ledger.saw(self._reached(), now, self.group.seen.age_s)
+            self.ledger.end(now)
+            self.group.halt()
+
+    def _reached(self) -> int:
+        """The newest step that this attempt has made, as far as is known."""
+        return max(self.group.seen.reached, last_step(self.folder, self.attempt))
+
+    def _tick(self, seen: Any, here: RunSpec) -> None:
+        """A few times a second while an attempt trains."""
+        now = time.monotonic()
+        self.ledger.saw(seen.reached, now, seen.age_s)
+        if self.owner.lost is not None:
+            raise LeaseGone(self.owner.lost)
+        if self.adviser is not None:
+            ask = self.adviser.ask(
+                self._began, self._from, seen.reached, lambda: oldest_commit(self.folder), self.rollbacks
+            )
+            if ask is not None:
+                raise ask
+        if here.ranks < self.spec.ranks and not self._growing and now - self._looked > GROW_CHECK_S:
+            self._looked = now
+            more = self.group.could_use()
+            if fewest_ranks(self.spec) <= more and fitted(self.spec, more).ranks > here.ranks:
+                say(
+                    f"{self.spec.name}: room for {fitted(self.spec, more).ranks} ranks: a checkpoint, then all of them"
+                )
+                self._growing = True
+                self.group.stop()
+
+    def _failed(self, error: RankFailed) -> int | None:
+        """What follows from a failure: None to try again, or the exit status."""
+        name, reached = self.spec.name, self._reached()
+        note_failure(
+            self.folder, self.attempt, rank=error.rank, cause=error.cause, message=error.message, step=reached
+        )
+        say(f"{name}: attempt {self.attempt} failed at step {reached}: {error.cause}: {error}")
+        for line in error.trace.strip().splitlines()[-20:]:
+            print(f"    {line}", flush=True)
+        self._keep_stacks(error)
+        verdict = self.restarts.failed(Failure(error.cause, error.message, reached, error.rank))
+        self.owner.tell("restart", self.attempt, cause=error.cause, step=reached, **self.ledger.fields())
+        if verdict.give_up is not None:
+            first = f"{verdict.error.cause}: {verdict.error}" if verdict.error else str(error)
+            say(
+                f"{name}: given up: {verdict.give_up}. Failures: {self.restarts.told()}. The first error was: {first}"
+            )
+            self._close_books()
+            self.owner.tell("run_ended", self.attempt, reason="failed", error=first, **self.ledger.fields())
+            return 1
+        if verdict.wait_s:
+            say(f"{name}: tried again in {verdict.wait_s:.0f} s")
+            time.sleep(verdict.wait_s)
+        return None
+
+    def _keep_stacks(self, error: RankFailed) -> None:
+        """A hung attempt's stacks, one file a rank; those that the others wait for also in the job's own output."""
+        folder = self.folder.attempt(self.attempt) / "output"
+        for rank, dump in error.dumps.items():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"rank-{rank}.stacks.txt").write_text(dump or "its host gave no answer\n")
+            except OSError as why:
+                say(f"rank {rank}'s stacks are not kept: {why}")
+        if error.dumps:
+            say(f"stacks of every rank are in {folder}")
+            for line in error.dumps.get(error.rank if error.rank is not None else 0, "").splitlines()[:40]:
+                print(f"    {line}", flush=True)
+
+    def _rolled_back(self, ask: RollBack) -> None:
+        """Make a rollback part of the run: checkpoints from the onset on are void, the batches after it left out."""
+        patiently(lambda: self.rollbacks.add(self.folder, self.attempt, ask), "write the rollback down")
+        say(
+            f"{self.spec.name}: rolled back: {ask.why}. Checkpoints from step {ask.onset} on are void, and batches "
+            f"{ask.onset} to {ask.called} are left out ({self.rollbacks.told()})"
+        )
+        self._count(ROLLBACK, ask.called)
+
+    def _count(self, cause: str, step: int) -> None:
+        self.restarts.failed(Failure(cause, cause, step))
+        self.owner.tell("restart", self.attempt, cause=cause, step=step, **self.ledger.fields())
+
+    def _over(self, outcome: Outcome) -> int:
+        how = "finished" if outcome.finished else "stopped"
+        loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f} nats per token"
+        say(f"{self.spec.name}: {how} at step {outcome.step}{loss}, {outcome.seconds:.1f} s in the loop")
+        self.ledger.saw(outcome.step, time.monotonic())
+        self.ledger.settle(outcome.step, time.monotonic())
+        self._close_books()
+        self.owner.tell("goodput", self.attempt, step=outcome.step, **self.ledger.fields())
+        return 0
+
+    def _close_books(self) -> None:
+        self.ledger.settle(last_commit(self.folder), time.monotonic())
+        say(f"{self.spec.name}: {self.ledger.told()}; restarts: {self.restarts.told()}")
+        self.ledger.write(self.folder.path / "goodput.json")
+
+    def close(self) -> None:
+        """Give every place back, and keep the books."""
+        self.ledger.settle(last_commit(self.folder), time.monotonic())
+        self.ledger.write(self.folder.path / "goodput.json")
+        self.group.close()
+
+
+def drive(folder: RunFolder, submission: str) -> int:
+    """Run attempts until the run is finished. Returns the exit status."""
+    patiently(lambda: refresh(folder), "bring the run's documents")
+    spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
+    driver: Driver | None = None
+    try:
+        while True:
+            owner = Ownership(folder, spec, submission, say)
+            try:
+                patiently(owner.take, "take the run")
+            except Held as held:
+                tell_lease_lost(folder, spec, held)
+                raise
+            try:
+                driver = driver or Driver(folder, spec)
+                return driver.run(owner)
+            except LeaseGone as gone:
+                # somebody else has it, and then `take` says who; or storage was away for longer than the lease lasts
+                say(f"{spec.name}: {gone}: stopped, and nothing more was written")
+            finally:
+                owner.close()
+    finally:
+        if driver is not None:
+            driver.close()
+
+
+def main(argv: list[str]) -> int:
+    folder, submission = RunFolder.at(argv[0]), argv[1] if len(argv) > 1 else "by-hand"
+    with job_output(folder, submission) as end:
+        end.status = work(folder, submission)
+        return end.status
+
+
+def work(folder: RunFolder, submission: str) -> int:
+    """Join the cluster and drive the run. Returns the exit status."""
+    import ray
+
+    try:
+        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
+        return drive(folder, submission)
+    except WrongInput as error:
+        say(str(error))
+        return 2
+    except Exception as error:
+        status = getattr(error, "exit_status", None)
+        if status is None:
+            raise
+        say(str(error))
+        return status
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

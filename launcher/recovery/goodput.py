@@ -1,0 +1,146 @@
+"""What became of a run's time: useful, lost, idle, in GPU seconds and in money.
+
+    useful   steps that still count: a later attempt went on from a checkpoint that holds them
+    lost     steps that were trained again, or never will be: all after the last committed checkpoint of a failed attempt
+    idle     everything else while ranks were held: starting, loading, saving, waiting before a restart
+
+An attempt's time between its first and its last step is shared out over its steps evenly. On CPU a rank counts as one
+GPU. The ledger is kept in the run's folder, so that it goes on through every driver of the run; the time between two
+drivers is nobody's and not counted. Seconds, except where dollars are named.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.storage.runfolder import read_json, write_whole
+
+
+@dataclass
+class Attempt:
+    """One attempt as the driver saw it. Times are seconds on the driver's own clock."""
+
+    ranks: int
+    began: float
+    start_step: int
+    first_step: float | None = None
+    """When its first step was seen."""
+    last_step: float | None = None
+    reached: int = 0
+    ended: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """GPU seconds of a whole run."""
+
+    useful_s: float = 0.0
+    lost_s: float = 0.0
+    idle_s: float = 0.0
+    steps_lost: int = 0
+    attempts: int = 0
+    price_per_gpu_hour: float = 0.0
+    open: list[Attempt] = field(default_factory=list)
+    """The attempt that is not settled yet, if any."""
+
+    @property
+    def total_s(self) -> float:
+        return self.useful_s + self.lost_s + self.idle_s
+
+    @property
+    def ratio(self) -> float | None:
+        """Useful over all; None before there is any."""
+        return self.useful_s / self.total_s if self.total_s > 0 else None
+
+    def dollars(self, seconds: float) -> float:
+        return seconds / 3600.0 * self.price_per_gpu_hour
+
+    def begin(self, ranks: int, start_step: int, now: float) -> None:
+        """An attempt begins; one that is still open ended without a word."""
+        if self.open:
+            self.end(now)
+        self.open = [Attempt(ranks, now, start_step, reached=start_step)]
+        self.attempts += 1
+
+    def saw(self, step: int, now: float, age_s: float = 0.0) -> None:
+        """The open attempt has made `step`, `age_s` ago."""
+        if not self.open or step <= self.open[0].reached:
+            return
+        attempt = self.open[0]
+        attempt.first_step = attempt.first_step if attempt.first_step is not None else now - age_s
+        attempt.last_step, attempt.reached = now - age_s, step
+
+    def end(self, now: float) -> None:
+        """The open attempt trains no more."""
+        if self.open:
+            self.open[0].ended = now
+
+    def settle(self, kept_step: int, now: float) -> int:
+        """What the run goes on from, or ended with, is known: book the open attempt, and the wait since its end as
+        idle. Returns the steps lost."""
+        if not self.open:
+            return 0
+        a = self.open.pop()
+        ended = a.ended or now
+        trained = max(0, a.reached - a.start_step)
+        kept = min(max(0, kept_step - a.start_step), trained)
+        # first to last step seen is one step less than was trained: the first one's own time is added
+        span = (a.last_step or 0.0) - (a.first_step or 0.0) if a.first_step is not None else 0.0
+        span = min(span * trained / (trained - 1) if trained > 1 else span, ended - a.began)
+        useful = span * kept / trained if trained else 0.0
+        self.useful_s += a.ranks * useful
+        self.lost_s += a.ranks * (span - useful)
+        self.idle_s += a.ranks * max(0.0, now - a.began - span)
+        self.steps_lost += trained - kept
+        return trained - kept
+
+    def idle(self, ranks: int, seconds: float) -> None:
+        """Ranks were held for a while outside of any attempt."""
+        self.idle_s += ranks * max(0.0, seconds)
+
+    def told(self) -> str:
+        """The whole of it in one line, for people."""
+        if not self.total_s:
+            return "no GPU time was used"
+        parts = []
+        for name, seconds in (("useful", self.useful_s), ("lost", self.lost_s), ("idle", self.idle_s)):
+            money = f" (${self.dollars(seconds):,.2f})" if self.price_per_gpu_hour else ""
+            parts.append(f"{seconds:,.0f} s {name}{money}")
+        return f"GPU time {', '.join(parts)}: {100 * self.useful_s / self.total_s:.1f}% useful, {self.steps_lost} steps trained twice"
+
+    def fields(self) -> dict[str, Any]:
+        """For the wire."""
+        money = (
+            {
+                f"dollars_{k}": round(self.dollars(v), 4)
+                for k, v in (("useful", self.useful_s), ("lost", self.lost_s), ("idle", self.idle_s))
+            }
+            if self.price_per_gpu_hour
+            else {}
+        )
+        return {
+            "gpu_seconds_useful": round(self.useful_s, 3),
+            "gpu_seconds_lost": round(self.lost_s, 3),
+            "gpu_seconds_idle": round(self.idle_s, 3),
+            "steps_lost": self.steps_lost,
+            **money,
+        }
+
+    def write(self, path: Path) -> None:
+        """Keep the settled part. A disk that refuses costs the books, not the run."""
+        try:
+            write_whole(path, {k: v for k, v in asdict(self).items() if k != "open"})
+        except OSError as error:
+            print(f"losscast: goodput is not kept: {error}", flush=True)
+
+    @classmethod
+    def read(cls, path: Path, price_per_gpu_hour: float | None) -> "Ledger":
+        """The ledger so far; a new one where there is none or it can't be read."""
+        try:
+            kept = read_json(path) or {}
+            known = {k: v for k, v in kept.items() if k in cls.__dataclass_fields__ and k != "open"}
+            ledger = cls(**known)
+        except (ValueError, OSError, TypeError):
+            ledger = cls()
+        ledger.price_per_gpu_hour = price_per_gpu_hour or 0.0
+        return ledger

@@ -1,0 +1,150 @@
+"""Going back by itself when a run diverges: opt-in (`policy.on_divergence: rollback`), at most twice, then it asks.
+
+The monitor judges, this only acts: while it advises to roll back and says since when the loss is wrong, the attempt is
+ended, every checkpoint from that step on is made void in the run's log, the run goes on from the newest one before it,
+and the batches from the onset to the sample it was called at are left out of the data order for good. Only where a
+committed checkpoint lies before the onset: a rollback to the seed would be a new run, and a person's decision.
+
+Steps count optimizer updates.
+"""
+
+import json
+import os
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.spec.model import RunSpec
+from launcher.storage.runfolder import RunFolder
+
+MOST = 2
+"""Rollbacks of one run that nobody asked for."""
+POLL_S = float(os.environ.get("LOSSCAST_ADVICE_POLL_S", "5"))
+TIMEOUT_S = 5.0
+CALLS = frozenset({"LossDiverged", "LossNonFinite"})
+"""Alerts that a rollback answers."""
+ACTIONS = frozenset({"roll_back", "lower_lr"})
+"""Advice under which it acts. With a learning rate that was too high, going back is half of what is advised."""
+
+
+class RollBack(Exception):
+    """The attempt is to end here, and the run to go on from before `onset`."""
+
+    def __init__(self, onset: int, called: int, why: str) -> None:
+        super().__init__(why)
+        self.onset, self.called, self.why = onset, called, why
+
+
+@dataclass
+class Rollbacks:
+    """What was left out of the data order so far: [step, count], oldest first. Kept in the run's log."""
+
+    skips: list[list[int]]
+
+    @classmethod
+    def read(cls, folder: RunFolder, spec: RunSpec) -> "Rollbacks":
+        """From the log, whose rollback entries say what was left out."""
+        from launcher.training.saving import run_log
+
+        entries = run_log(folder).entries()
+        return cls([[int(v) for v in e.fields["skip"]] for e in entries if e.kind == "rollback"])
+
+    def add(self, folder: RunFolder, attempt: int, ask: RollBack) -> None:
+        """Make checkpoints from the onset on void, and leave the batches out: one entry of the log, so both or neither."""
+        from launcher.training.saving import run_log
+
+        skip = [ask.onset, ask.called - ask.onset + 1]
+        run_log(folder).append("rollback", attempt, step=ask.onset - 1, skip=skip, why=ask.why)
+        self.skips.append(skip)
+
+    def told(self) -> str:
+        return f"{len(self.skips)} of at most {MOST} rollbacks"
+
+
+def wanted(advice: Any, alerts: Any, *, resumed_at: int, seen: int) -> tuple[int, int, str] | None:
+    """Onset, the step it was called at, and why, where the monitor's answers call for a rollback of this attempt.
+
+    advice      of `/v1/runs/{run}/advice`;  alerts of `/v1/runs/{run}/verdicts`
+    resumed_at  the step this attempt started from: what lies before it was dealt with
+    seen        the newest step of this attempt: an answer about steps it has not made is about an older one
+    """
+    if not isinstance(advice, dict) or advice.get("action") not in ACTIONS or not isinstance(alerts, list):
+        return None
+    found = [
+        a
+        for a in alerts
+        if isinstance(a, dict)
+        and a.get("alert") in CALLS
+        and a.get("resolved_step") is None
+        and resumed_at < int(a.get("since_step", 0)) <= int(a.get("step", 0)) <= seen
+    ]
+    if not found:
+        return None
+    onset, called = min(int(a["since_step"]) for a in found), max(int(a["step"]) for a in found)
+    evidence = advice.get("evidence") or [found[0]["alert"]]
+    return onset, called, "; ".join(str(line) for line in evidence)[:300]
+
+
+class Adviser:
+    """Asks the monitor in a thread, so that a monitor that hangs delays nothing."""
+
+    def __init__(self, spec: RunSpec, say: Callable[[str], None]) -> None:
+        assert spec.monitor is not None
+        self._base = spec.monitor.url.rstrip("/") + "/v1/runs/" + urllib.parse.quote(spec.name)
+        self._token = os.environ.get(spec.monitor.token_env, "")
+        self._say, self._answer, self._asked = say, (None, None, 0.0), False
+        threading.Thread(target=self._run, name="losscast-advice", daemon=True).start()
+
+    @classmethod
+    def of(cls, spec: RunSpec, say: Callable[[str], None]) -> "Adviser | None":
+        """None unless the spec asks for rollbacks and names a monitor."""
+        acts = spec.policy.on_divergence == "rollback" and spec.monitor is not None
+        return cls(spec, say) if acts else None
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                advice = self._get("/advice").get("advice")
+                alerts = self._get("/verdicts").get("alerts") if advice else None
+                self._answer = (advice, alerts, began)
+            except (OSError, ValueError, AttributeError):
+                self._answer = (None, None, began)  # no news is no advice
+            time.sleep(POLL_S)
+
+    def _get(self, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        request = urllib.request.Request(self._base + path, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            return json.loads(answer.read(8 << 20))
+
+    def ask(
+        self, began: float, resumed_at: int, seen: int, committed: Callable[[], int], rollbacks: Rollbacks
+    ) -> RollBack | None:
+        """What to do now. Says once when it would act and may not.
+
+        began      when this attempt began (monotonic): older answers are about another one
+        committed  step of the oldest committed checkpoint that counts
+        """
+        advice, alerts, at = self._answer
+        if at <= began:
+            return None
+        found = wanted(advice, alerts, resumed_at=resumed_at, seen=seen)
+        if found is None:
+            return None
+        onset, called, why = found
+        refusal = ""
+        if len(rollbacks.skips) >= MOST:
+            refusal = f"it went back {MOST} times already"
+        elif not 0 < committed() < onset:
+            refusal = f"no committed checkpoint lies before step {onset}"
+        if not refusal:
+            return RollBack(onset, called, why)
+        if not self._asked:
+            self._say(f"the monitor advises to roll back ({why}), and {refusal}: a person has to decide")
+            self._asked = True
+        return None

@@ -1,0 +1,472 @@
+"""run.yaml as types: everything a person may write about one run, and what follows from it.
+
+Counts (`tokens`, `batch_tokens`, `warmup_tokens`, ...) are whole numbers and may be written 2.5e9. A *sequence*
+is `context` tokens. `micro_batch` counts sequences a rank computes at once; `batch_tokens` counts the tokens of
+one optimizer step over all ranks. Learning rates are absolute, `final_lr` too.
+
+Types check one key at a time; combinations are checked by `launcher.spec.checks` as soon as all keys are sound, so a
+`RunSpec` that exists can run. To read a file, with file:line:col in its errors, see `launcher.spec.file`.
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+
+from launcher.errors import WrongInput
+
+NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+AZ_URL = re.compile(r"az://[a-z0-9]{3,24}/[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9])(?:/[^\s]*)?")
+"""az://account/container[/prefix]: Azure's own rules for account and container names."""
+
+
+def _whole(value: Any) -> Any:
+    """2.5e9 is a float to YAML and a count to us; 2.5 stays what it is and is refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Count = Annotated[int, Field(le=2**53), BeforeValidator(_whole)]
+"""Exact as a float too, since it travels as JSON."""
+Positive = Annotated[Count, Field(ge=1)]
+Natural = Annotated[Count, Field(ge=0)]
+Ranks = Annotated[Count, Field(ge=1, le=1_000_000)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Part(BaseModel):
+    """A section of run.yaml: frozen, refuses unknown keys, converts nothing silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Gpt(Part):
+    """The built-in decoder-only transformer. No biases, norms without a gain."""
+
+    kind: Literal["gpt"] = "gpt"
+    """The built-in model."""
+    layers: Annotated[Positive, Field(le=1000)]
+    """Transformer blocks."""
+    width: Annotated[Positive, Field(le=1_000_000)]
+    """Residual stream, in features."""
+    heads: Positive
+    """Attention heads; `width` must divide by it."""
+    context: Positive
+    """Tokens in a sequence."""
+    vocab: Annotated[Count, Field(ge=2)] | None = None
+    """Size of the vocabulary; with `tokenizer: bytes` it is 256 and may be left out."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """How a token knows its place: turned queries and keys, or a learned vector each."""
+    tied: bool = True
+    """The output head is the token embedding."""
+    mlp_ratio: Annotated[Positive, Field(le=64)] = 4
+    """Hidden features of the feed-forward layer, over `width`."""
+    patch: Literal[1, 2, 4] | None = None
+    """Side of an image's patches, in pixels: the decoder reads an image (data.path: digits) before its text."""
+
+
+class Entrypoint(Part):
+    """The user's own training: a function or a script, called once on every rank. See `launcher.training.userrun`."""
+
+    kind: Literal["entrypoint"] = "entrypoint"
+    """A model of the user's own; follows from `entrypoint`."""
+    entrypoint: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|[\w./-]+\.py)$")]
+    """module:function, or the path of a script (train.py) that runs unchanged."""
+    args: dict[str, Any] | Annotated[tuple[str | int | float, ...], BeforeValidator(_tuple)] = Field(
+        default_factory=dict
+    )
+    """A mapping, handed to the function as it is; for a script the list of its arguments."""
+    params: Positive | None = None
+    """Parameters in the model, if known: lets `plan` estimate memory, hours and loss."""
+    context: Positive | None = None
+    """Tokens in a sequence, if there are sequences."""
+
+    @property
+    def is_script(self) -> bool:
+        """A script, not a function."""
+        return self.entrypoint.endswith(".py")
+
+
+def _which_workload(value: Any) -> str:
+    if isinstance(value, dict):
+        return "entrypoint" if "entrypoint" in value else str(value.get("kind", "gpt"))
+    return str(getattr(value, "kind", "gpt"))
+
+
+Workload = Annotated[
+    Annotated[Gpt, Tag("gpt")] | Annotated[Entrypoint, Tag("entrypoint")],
+    Discriminator(_which_workload),
+]
+
+
+class Data(Part):
+    """What the run reads. The order of sequences is a function of `train.seed` and the sequence's index alone."""
+
+    path: Text
+    """A folder or az://account/container/prefix that `losscast data prepare` made; `stdlib`: the Python standard library's
+    own source; `digits`: scikit-learn's images with captions, for a workload with `patch`."""
+    tokenizer: Text = "bytes"
+    """`bytes`, or the path of a Hugging Face tokenizer.json."""
+    holdout_tokens: Natural = 131_072
+    """Read at most, of the held-out 64th of the data, by the validation that ends the run."""
+
+
+class Schedule(Part):
+    """The learning rate over the run. Spans are in tokens, so that they mean the same at any batch size."""
+
+    kind: Literal["wsd", "cosine", "linear", "constant"] = "cosine"
+    """wsd: warm up, hold, decay linearly over `decay_tokens`; cosine and linear decay from warm-up to the end."""
+    warmup_tokens: Natural = 0
+    """Linear from zero."""
+    decay_tokens: Natural | None = None
+    """Length of the decay, for wsd only; default a fifth of `train.tokens`."""
+    final_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Learning rate of the last step: absolute, like `train.lr`."""
+
+
+class Optimizer(Part):
+    """AdamW."""
+
+    betas: Annotated[tuple[float, float], BeforeValidator(_tuple)] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: Rate = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Decoupled; on hidden matrices only, never on embeddings."""
+    grad_clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+
+
+class Train(Part):
+    """How much to train, and how."""
+
+    tokens: Positive
+    """Tokens to see; the last batch is always whole, so a run may see up to a batch more."""
+    batch_tokens: Positive
+    """Tokens of one optimizer step, over all ranks."""
+    lr: Rate
+    """Peak learning rate."""
+    lr_base_width: Positive | None = None
+    """When set, hidden matrices learn at lr * lr_base_width / width, so that one lr fits a whole ladder of widths."""
+    schedule: Schedule = Schedule()
+    """The learning rate over the run."""
+    optimizer: Optimizer = Optimizer()
+    """AdamW's settings."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of computation; master weights are fp32 either way. Default bf16 with GPUs, fp32 without."""
+    seed: Natural = 0
+    """Of initialisation and of the data order."""
+
+
+class Eval(Part):
+    """Validation loss on the held-out slice: the same batches every time."""
+
+    every_steps: Positive
+    """Optimizer steps between evaluations; the last step is always evaluated."""
+    batches: Positive = 32
+    """Of `batch_tokens` each."""
+
+
+class Parallel(Part):
+    """How one model is laid out over the GPUs: dp x pp x tp ranks."""
+
+    dp: Ranks = 1
+    """Data-parallel replicas of each pipeline stage."""
+    pp: Ranks = 1
+    """Pipeline stages; 1 turns the pipeline off."""
+    tp: Ranks = 1
+    """Tensor-parallel ranks a layer is split over."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """What ZeRO shards over dp: 1 optimizer states, 2 also gradients, 3 also parameters."""
+    micro_batch: Positive | None = None
+    """Sequences a rank computes at once; default the largest that divides the batch and stays under 16,384 tokens."""
+    offload: Literal["none", "cpu"] = "none"
+    """Keep optimizer states in host memory."""
+    activation_checkpointing: bool = False
+    """Keep each block's input only and compute the rest again: a third more FLOPs, far less memory."""
+
+
+class Nodes(Part):
+    """How many machines; `min` below `max` makes the run elastic."""
+
+    min: Annotated[Positive, Field(le=100_000)]
+    """Go on with this many when others are lost."""
+    max: Annotated[Positive, Field(le=100_000)]
+    """Start with this many."""
+
+
+def _nodes(value: Any) -> Any:
+    value = _whole(value)
+    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Cluster(Part):
+    """Where it runs."""
+
+    to: Annotated[str, Field(pattern=r"^(local|kuberay|(ray|https?)://\S+)$")] = "local"
+    """`local`, the address of a Ray cluster (ray:// or its dashboard's http://), or `kuberay`."""
+    nodes: Annotated[Nodes, BeforeValidator(_nodes)] = Nodes(min=1, max=1)
+    """A number, or {min, max}."""
+    gpus_per_node: Annotated[Natural, Field(le=64)] = 0
+    """0 trains on CPU."""
+    gpu: Text | None = None
+    """Model name, such as H100: gives peak FLOP/s, memory, and whether bf16 works."""
+    price_per_gpu_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """In dollars."""
+
+
+class Toleration(Part):
+    """A taint that the workers put up with, as Kubernetes writes it."""
+
+    key: Text
+    """Of the taint, such as kubernetes.azure.com/scalesetpriority."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """Exists: whatever its value."""
+    value: Text | None = None
+    """With Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """None: every effect."""
+
+
+class Volume(Part):
+    """A PersistentVolumeClaim of the namespace, mounted into every pod."""
+
+    claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+    """The claim's name. Checkpoints need one that many nodes may write (ReadWriteMany)."""
+    path: Annotated[str, Field(pattern=r"^/[^\s:]+$")]
+    """Where pods find it."""
+    read_only: bool = False
+    """Mounted for reading only."""
+
+
+class Kubernetes(Part):
+    """What a RayJob needs to know of its cluster; read with `cluster.to: kuberay` only."""
+
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "default"
+    """Where the RayJob is made."""
+    queue: Text | None = None
+    """Kueue's LocalQueue."""
+    image: Text
+    """Container image with losscast, torch and the CUDA that fits the nodes."""
+    service_account: Text | None = None
+    """What pods run as; with workload identity, what may reach the storage."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """More environment for every rank. No secrets: specs are kept and shared."""
+    working_dir: Text | None = None
+    """Folder that travels with the job: where entrypoints are imported from and relative paths start."""
+    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"
+    """The image's Ray. 2.52.0 or newer: older ones know no token."""
+    priority: Annotated[str, Field(pattern=NAME)] | None = None
+    """Kueue's WorkloadPriorityClass with a queue, a PriorityClass without."""
+    topology: Text | None = None
+    """Node label inside one value of which all workers must lie, such as kubernetes.azure.com/agentpool: one InfiniBand fabric."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the workers' nodes."""
+    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_tuple)] = ()
+    """More taints the workers put up with; nvidia.com/gpu is always among them."""
+    infiniband: dict[str, Annotated[Positive, Field(le=64)]] = Field(default_factory=dict)
+    """Device resources a worker takes, such as {rdma/shared_ib: 1}; empty talks over Ethernet."""
+    cpus_per_gpu: Annotated[Positive, Field(le=512)] = 8
+    """CPU cores a worker asks for, per GPU (per rank without GPUs: 1)."""
+    memory_gib_per_gpu: Annotated[Positive, Field(le=4096)] = 100
+    """Memory a worker asks for, shared memory included, per GPU (per rank without GPUs: 4)."""
+    shared_memory_gib: Annotated[Positive, Field(le=4096)] | None = None
+    """/dev/shm of a worker; default 8 per GPU, counted against its memory."""
+    volumes: Annotated[tuple[Volume, ...], BeforeValidator(_tuple)] = ()
+    """Shared disks, for paths that are not az://."""
+    token_secret: Annotated[str, Field(pattern=NAME)] = "losscast-token"
+    """Secret of the namespace whose key `token` is the monitor's bearer token."""
+
+
+class Checkpoints(Part):
+    """Where checkpoints and the run's log go: one folder or prefix, the run's name is added to it."""
+
+    url: Text = "./runs"
+    """A folder, or az://account/container/prefix."""
+    every_steps: Positive = 500
+    """Optimizer steps between checkpoints; the last step always makes one."""
+    keep: Positive = 3
+    """Newest committed ones that retention leaves."""
+
+
+class Monitor(Part):
+    """Where samples go."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")]
+    """Of `losscast monitor serve`."""
+    token_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "LOSSCAST_TOKEN"
+    """Name of the environment variable that holds the bearer token. Never the token."""
+
+
+class Policy(Part):
+    """What may be done about a run without asking."""
+
+    max_restarts: Natural = 10
+    """Restarts after failures before the run is given up."""
+    on_divergence: Literal["observe", "recommend", "rollback"] = "observe"
+    """recommend: say what to do; rollback: go back to the last good checkpoint by itself."""
+    target_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Nats per token: the final loss the run is for."""
+    pacer: Literal["off", "auto"] = "off"
+    """auto: a small twin on the very same batches, as a control."""
+
+
+class RunSpec(Part):
+    """One run, complete and possible."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    """The run's name: lower-case letters, digits, hyphens."""
+    team: Annotated[str, Field(pattern=NAME)] | None = None
+    """One of the monitor's configured teams, for routing alerts."""
+    workload: Workload
+    """What is trained."""
+    data: Data | None = None
+    """What it reads."""
+    train: Train
+    """How much, and how."""
+    eval: Eval | None = None
+    """Validation on the way; none without it, apart from the last step."""
+    parallel: Parallel = Parallel()
+    """How the model is laid out over GPUs."""
+    cluster: Cluster = Cluster()
+    """Where it runs."""
+    kubernetes: Kubernetes | None = None
+    """With `to: kuberay`."""
+    checkpoints: Checkpoints = Checkpoints()
+    """Where the run is kept."""
+    law: Text | None = None
+    """Path of a law.json: the prediction is made from it, registered and hashed at submit."""
+    monitor: Monitor | None = None
+    """Where samples go; nowhere without it."""
+    policy: Policy = Policy()
+    """What may be done without asking."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_that_depend(cls, value: Any) -> Any:
+        """Write down what follows from other keys, so that the digest covers it: precision, vocab, decay_tokens."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        cluster, train, workload = (value.get(k) for k in ("cluster", "train", "workload"))
+        if isinstance(train, dict):
+            train = dict(train)
+            if "precision" not in train:
+                gpus = cluster.get("gpus_per_node") if isinstance(cluster, dict) else 0
+                train["precision"] = "bf16" if gpus else "fp32"
+            schedule, tokens = train.get("schedule"), _whole(train.get("tokens"))
+            if isinstance(schedule, dict) and schedule.get("kind") == "wsd" and isinstance(tokens, int):
+                train["schedule"] = {"decay_tokens": tokens // 5, **schedule}
+            value["train"] = train
+        data = value.get("data")
+        tokenizer = data.get("tokenizer", "bytes") if isinstance(data, dict) else None
+        if (
+            isinstance(workload, dict)
+            and _which_workload(workload) == "gpt"
+            and workload.get("vocab") is None
+            and tokenizer == "bytes"
+        ):
+            value["workload"] = {**workload, "vocab": 256}
+        return value
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        from launcher.spec.checks import Impossible, impossible
+
+        problems = impossible(self)
+        if problems:
+            raise Impossible(problems)
+        return self
+
+    @property
+    def context(self) -> int:
+        """Tokens in a sequence; 1 for a user's own workload that states none."""
+        return self.workload.context or 1
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, dp x pp x tp."""
+        return self.parallel.dp * self.parallel.pp * self.parallel.tp
+
+    @property
+    def gpus(self) -> int:
+        """GPUs at full strength; 0 on CPU."""
+        return self.cluster.nodes.max * self.cluster.gpus_per_node
+
+    def dp_for(self, gpus: int) -> int:
+        """Replicas an elastic run goes on with on so many GPUs: the most that fit and divide the batch. At least 1."""
+        most = max(1, gpus // (self.parallel.pp * self.parallel.tp))
+        return max(dp for dp in range(1, most + 1) if self.batch_sequences % dp == 0)
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences of one optimizer step over all ranks."""
+        return self.train.batch_tokens // self.context
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences a rank computes at once: as written, or derived.
+
+        Derived: the largest divisor of the rank's share of a batch that stays within 16,384 tokens, and with a
+        pipeline leaves at least four micro-batches a stage where the batch allows, to keep its stages busy.
+        """
+        if self.parallel.micro_batch is not None:
+            return self.parallel.micro_batch
+        share = max(1, self.batch_sequences // self.parallel.dp)
+        most = max(1, 16_384 // self.context)
+        if self.parallel.pp > 1:
+            most = max(1, min(most, share // (4 * self.parallel.pp)))
+        return max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a rank computes for one optimizer step."""
+        return max(1, self.batch_sequences // (self.parallel.dp * self.micro_batch))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps, the last batch whole."""
+        return -(-self.train.tokens // self.train.batch_tokens)
+
+    @property
+    def warmup_steps(self) -> float:
+        """Optimizer steps of warm-up, a fraction allowed."""
+        return self.train.schedule.warmup_tokens / self.train.batch_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, every default written out; `from_dict` gives an equal spec."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "RunSpec":
+        """The spec from plain data. Raises WrongInput naming every problem by its path."""
+        from pydantic import ValidationError
+
+        from launcher.spec.file import describe
+
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            lines = [f"{p.path}: {p.message}" for p in describe(error, data)]
+            raise WrongInput("the run spec can't be used:\n" + "\n".join(lines)) from None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the canonical JSON of `to_dict()`: two specs with one digest are one spec."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

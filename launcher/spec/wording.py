@@ -1,0 +1,349 @@
+"""What is wrong with a spec, in words: pydantic's errors as what, why and what instead.
+
+Pure: an error and the data it is about go in, complaints with paths come out. Places in the file are added by
+`launcher.spec.file`.
+"""
+
+import difflib
+import math
+import re
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from launcher.spec.checks import Impossible
+from launcher.spec.file import Complaint, Loc
+from launcher.spec.model import Entrypoint, Gpt, RunSpec
+
+EXAMPLES: dict[str, str] = {
+    "name": "gpt-125m-baseline",
+    "workload": "{kind: gpt, layers: 12, width: 768, heads: 12, context: 1024}",
+    "workload.layers": "12",
+    "workload.width": "768",
+    "workload.heads": "12",
+    "workload.context": "1024",
+    "workload.entrypoint": "my_train:main",
+    "data.path": "./corpus",
+    "train": "{tokens: 2.5e9, batch_tokens: 524288, lr: 6e-4}",
+    "train.tokens": "2.5e9",
+    "train.batch_tokens": "524288",
+    "train.lr": "6e-4",
+    "train.optimizer.betas": "[0.9, 0.95]",
+    "eval.every_steps": "500",
+    "cluster.nodes": "2, or {min: 1, max: 2}",
+    "cluster.nodes.min": "1",
+    "cluster.nodes.max": "2",
+    "kubernetes.image": "registry.example.com/losscast:0.1",
+    "monitor.url": "http://127.0.0.1:8700",
+    "cluster.to": "local, ray://host:10001, http://host:8265 or kuberay",
+}
+"""What a right value looks like, by path."""
+
+MEANT: dict[str, str] = {
+    "learning_rate": "train.lr",
+    "max_lr": "train.lr",
+    "min_lr": "train.schedule.final_lr",
+    "batch_size": "train.batch_tokens",
+    "global_batch_size": "train.batch_tokens",
+    "train_batch_size": "train.batch_tokens",
+    "train_micro_batch_size_per_gpu": "parallel.micro_batch",
+    "micro_batch_size": "parallel.micro_batch",
+    "max_tokens": "train.tokens",
+    "total_tokens": "train.tokens",
+    "warmup": "train.schedule.warmup_tokens",
+    "warmup_steps": "train.schedule.warmup_tokens",
+    "decay_steps": "train.schedule.decay_tokens",
+    "weight_decay": "train.optimizer.weight_decay",
+    "grad_clip": "train.optimizer.grad_clip",
+    "gradient_clipping": "train.optimizer.grad_clip",
+    "betas": "train.optimizer.betas",
+    "dtype": "train.precision",
+    "bf16": "train.precision",
+    "n_layer": "workload.layers",
+    "n_layers": "workload.layers",
+    "num_layers": "workload.layers",
+    "d_model": "workload.width",
+    "hidden_size": "workload.width",
+    "n_embd": "workload.width",
+    "n_head": "workload.heads",
+    "num_heads": "workload.heads",
+    "seq_len": "workload.context",
+    "sequence_length": "workload.context",
+    "block_size": "workload.context",
+    "vocab_size": "workload.vocab",
+    "model": "workload",
+    "dataset": "data",
+    "gpus": "cluster.gpus_per_node",
+    "num_nodes": "cluster.nodes",
+    "data_parallel": "parallel.dp",
+    "pipeline_parallel": "parallel.pp",
+    "tensor_parallel": "parallel.tp",
+    "zero_stage": "parallel.zero",
+    "gradient_accumulation_steps": "train.batch_tokens",
+    "token": "monitor.token_env",
+    "save_every": "checkpoints.every_steps",
+    "save_steps": "checkpoints.every_steps",
+    "checkpoint_dir": "checkpoints.url",
+    "namespace": "kubernetes.namespace",
+    "image": "kubernetes.image",
+    "schedule": "train.schedule",
+    "optimizer": "train.optimizer",
+}
+"""Other tools' words for our keys."""
+
+
+def word(error: ValidationError, data: Any) -> list[Complaint]:
+    """Every problem of a failed validation, one complaint a key; a key that is only misspelt is not missing as well."""
+    complaints: list[Complaint] = []
+    missing: list[tuple[str, Complaint]] = []
+    meant: set[str] = set()
+    for item in error.errors(include_url=False):
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, Impossible):
+            for problem in cause.problems:
+                complaints += [Complaint.of(key, problem.message) for key in problem.keys]
+            continue
+        loc = _clean(item["loc"], data)
+        complaint = _one(item, loc, data)
+        if item["type"] == "missing":
+            missing.append((".".join(map(str, loc)), complaint))
+            continue
+        if item["type"] == "extra_forbidden" and (right := _right_key(loc, data)) is not None:
+            meant.add(right)
+        complaints.append(complaint)
+    complaints += [complaint for path, complaint in missing if path not in meant]
+    return list(dict.fromkeys(complaints))
+
+
+def _right_key(loc: Loc, data: Any) -> str | None:
+    """The path that an unknown key most likely stands for."""
+    key, section = str(loc[-1]), loc[:-1]
+    if key in MEANT and ".".join(map(str, loc)) != MEANT[key]:
+        return MEANT[key]
+    model = model_at(section, data)
+    close = difflib.get_close_matches(_plain(key), list(model.model_fields) if model else [], 1, 0.6)
+    return ".".join([*map(str, section), close[0]]) if close else None
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("-", "_")
+
+
+def _clean(loc: tuple[Any, ...], data: Any) -> Loc:
+    """pydantic's location as it was written: without the union's branch, and with `nodes: 2` as one key."""
+    if len(loc) > 1 and loc[0] == "workload" and loc[1] in ("gpt", "entrypoint"):
+        written = data.get("workload") if isinstance(data, dict) else None
+        if not (len(loc) == 2 and isinstance(written, dict) and loc[1] in written):
+            loc = (loc[0], *loc[2:])
+    if loc[:2] == ("cluster", "nodes") and not isinstance(data["cluster"]["nodes"], dict):
+        loc = loc[:2]
+    return loc
+
+
+def model_at(loc: Loc, data: Any) -> type[BaseModel] | None:
+    """The section of run.yaml at a path, as its type; None when there is none."""
+    model: Any = RunSpec
+    for part in loc:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            return None
+        if part == "workload":
+            written = data.get("workload") if isinstance(data, dict) else None
+            model = Entrypoint if isinstance(written, dict) and "entrypoint" in written else Gpt
+        else:
+            model = _model_in(model.model_fields[str(part)].annotation)
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is None:
+        return None
+    return next(
+        (found for a in get_args(annotation) if (found := _model_in(a)) is not None),
+        None,
+    )
+
+
+def _one(item: Any, loc: Loc, data: Any) -> Complaint:
+    kind, value, ctx = item["type"], item.get("input"), item.get("ctx", {})
+    path = ".".join(str(p) for p in loc)
+    if kind == "extra_forbidden":
+        return Complaint(loc, _unknown(loc, data), at_key=True)
+    if kind == "missing" and isinstance(loc[-1], int):  # a pair that is not one
+        return Complaint(loc[:-1], f"need a list of two numbers; got {_shown(value)}.")
+    if kind == "missing":
+        example = EXAMPLES.get(path)
+        return Complaint(
+            loc,
+            "is required." + (f" For example: `{loc[-1]}: {example}`." if example else ""),
+        )
+    if kind == "union_tag_invalid":
+        return Complaint(
+            (*loc, "kind"),
+            f"there is no workload {value.get('kind')!r}. Use gpt, or entrypoint: module:function.",
+        )
+    if value is None:
+        what = "has no value" + (f", such as `{EXAMPLES[path]}`" if path in EXAMPLES else "")
+        return Complaint(loc, f"{what}. Write one, or remove the key.")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return Complaint(
+            loc,
+            f"needs keys of its own, such as {_some_keys(loc, data)}; got {_shown(value)}.",
+        )
+    return Complaint(loc, _value_error(kind, value, ctx, path, item["msg"]))
+
+
+def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
+    example = EXAMPLES.get(path)
+    such = f" Such as `{example}`." if example else ""
+    if kind.startswith(("int", "float")) or kind == "less_than_equal":
+        if kind == "less_than_equal":
+            return f"need at most {ctx['le']}; got {_shown(value)}."
+        need = "a whole number" if kind.startswith("int") else "a number"
+        return f"need {need}; got {_shown(value)}.{_number_hint(value) or such}"
+    if kind == "finite_number":
+        return f"need a finite number; got {_shown(value)}.{such}"
+    if kind == "greater_than_equal":
+        return f"need at least {ctx['ge']:g}; got {_shown(value)}.{such}"
+    if kind == "greater_than":
+        return f"need more than {ctx['gt']:g}; got {_shown(value)}.{such}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'|(\d+)", ctx["expected"])
+        names = [a or b for a, b in choices]
+        close = difflib.get_close_matches(str(value).lower(), names, 1, 0.5)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        return f"need {', '.join(names[:-1])} or {names[-1]}; got {_shown(value)}.{meant}"
+    if kind == "bool_type":
+        hint = ""
+        if isinstance(value, str) and value.lower() in (
+            "yes",
+            "on",
+            "no",
+            "off",
+            "y",
+            "n",
+            "true",
+            "false",
+        ):
+            hint = f" Write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes."
+        return f"need true or false; got {_shown(value)}.{hint}"
+    if kind == "string_type":
+        quoted = f' Put it in quotes: "{value}".' if isinstance(value, (int, float)) else such
+        return f"need text; got {_shown(value)}.{quoted}"
+    if kind == "string_too_short":
+        return f"is empty.{such or ' Write one, or remove the key.'}"
+    if kind == "string_pattern_mismatch":
+        return _pattern(value, path, such)
+    if kind in (
+        "tuple_type",
+        "too_short",
+        "too_long",
+        "missing_positional_only_argument",
+    ):
+        return f"need a list of two numbers; got {_shown(value)}.{such}"
+    return f"{said}; got {_shown(value)}.{such}"
+
+
+def _pattern(value: str, path: str, such: str) -> str:
+    if path in ("name", "team"):
+        better = re.sub(r"[^a-z0-9-]+", "-", value.lower()).strip("-")[:63]
+        instead = f" Such as `{better}`." if better else such
+        return (
+            f"{_shown(value)} can't name a run: lower-case letters, digits and hyphens, at most 63, "
+            f"not starting with a hyphen.{instead}"
+        )
+    if path == "workload.entrypoint":
+        return f"need module:function, or a script's path such as train.py; got {_shown(value)}.{such}"
+    if path == "cluster.to":
+        close = difflib.get_close_matches(value.lower(), ["local", "kuberay"], 1, 0.6)
+        return f"need {EXAMPLES[path]}; got {_shown(value)}." + (
+            f" Did you mean {close[0]}?" if close else ""
+        )
+    if path == "monitor.url":
+        return f"need an http:// or https:// address; got {_shown(value)}.{such}"
+    if path == "monitor.token_env":
+        return (
+            "need the NAME of an environment variable, never the token itself: letters, digits and underscores. "
+            "Such as LOSSCAST_TOKEN."
+        )
+    if path == "kubernetes.namespace":
+        return f"{_shown(value)} can't name a namespace: lower-case letters, digits and hyphens, at most 63."
+    return f"{_shown(value)} does not fit.{such}"
+
+
+def _unknown(loc: Loc, data: Any) -> str:
+    key, section = str(loc[-1]), loc[:-1]
+    model = model_at(section, data)
+    names = list(model.model_fields) if model else []
+    where = f" in {'.'.join(map(str, section))}" if section else ""
+    if key in MEANT and ".".join(map(str, loc)) != MEANT[key]:
+        return f"is not a key{where}. losscast's is {MEANT[key]}{_unit_note(key)}."
+    close = difflib.get_close_matches(_plain(key), names, 1, 0.6)
+    if close:
+        return f"is not a key{where}. Did you mean {close[0]}?"
+    elsewhere = _sections_with(key)
+    if elsewhere:
+        return f"is not a key{where}. It belongs in {' or '.join(elsewhere)}."
+    return f"is not a key{where}. Its keys: {', '.join(names)}."
+
+
+def _unit_note(key: str) -> str:
+    if key in ("batch_size", "global_batch_size", "train_batch_size"):
+        return ", in tokens: sequences x context"
+    if key in ("warmup_steps", "decay_steps", "warmup"):
+        return ", in tokens: steps x batch_tokens"
+    if key == "gradient_accumulation_steps":
+        return "; accumulation follows from it, micro_batch and dp"
+    if key == "token":
+        return ": the name of an environment variable, since specs are kept and shared"
+    return ""
+
+
+def _sections_with(key: str) -> list[str]:
+    found = []
+    for name, info in RunSpec.model_fields.items():
+        model = _model_in(info.annotation)
+        if model and key in model.model_fields:
+            found.append(name)
+        for inner, inner_info in model.model_fields.items() if model else ():
+            nested = _model_in(inner_info.annotation)
+            if nested and key in nested.model_fields:
+                found.append(f"{name}.{inner}")
+    return found
+
+
+def _some_keys(loc: Loc, data: Any) -> str:
+    example = EXAMPLES.get(".".join(str(p) for p in loc))
+    if example:
+        return f"`{example}`"
+    model = model_at(loc, data)
+    return ", ".join(list(model.model_fields)[:4]) if model else "name: value"
+
+
+def _number_hint(value: Any) -> str:
+    if not isinstance(value, str):
+        return f" The nearest is {round(value)}." if isinstance(value, float) and math.isfinite(value) else ""
+    plain = value.strip().replace("_", "").replace(",", "")
+    if plain != value and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?\d+)?", plain):
+        return f" Write {plain}: YAML 1.2 numbers hold no separators."
+    if re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?\d+)?", value):
+        return " Remove the quotes."
+    suffixed = re.fullmatch(r"([0-9.]+)\s*([kKmMgGbBtT])", value)
+    if suffixed:
+        power = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}[suffixed[2].lower()]
+        return f" Write {suffixed[1]}e{power}."
+    product = re.fullmatch(r"(\d+)\s*[*x]\s*(\d+)", value)
+    if product:
+        return f" Write {int(product[1]) * int(product[2])}: nothing is computed here."
+    return ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "...")
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
+    return "nothing" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""What a run leaves behind, and where: its log, its checkpoints, its output, its curve."""

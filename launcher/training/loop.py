@@ -1,0 +1,393 @@
+"""One rank of one attempt: the training loop, the same under a Ray actor and under torchrun.
+
+    torchrun --nproc-per-node 2 -m launcher.worker run.yaml
+
+Each step: a batch that is a pure function of (seed, step), forward, backward, update, and one line to the record on
+disk and to the reporter. Losses of all ranks are gathered while the gradients are computed, so that knowing
+the true mean, and which rank stands apart, costs the step next to nothing. Training never waits for the monitor.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import WrongInput
+from launcher.spec.accounting import flops_per_token, parameter_count, total_flops
+from launcher.spec.model import Entrypoint, RunSpec
+from launcher.spec.schedule import lr_at
+from launcher.storage.record import Record, StopRequest
+from launcher.storage.runfolder import RunFolder, read_json, write_whole
+from launcher.training.drill import VARIABLE, Drill, read_drill
+from launcher.training.health import Stopwatch, Stragglers
+from launcher.training.preflight import preflight
+
+VALIDATED_AT_ONCE = 32
+"""Held-out sequences that one forward pass takes."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one attempt is to do. Plain data: it travels to actors on other machines."""
+
+    spec: dict[str, Any]
+    folder: str
+    attempt: int
+    cache: str
+    """Folder for prepared corpora on this machine."""
+    resume_step: int = 0
+    resume_from: str | None = None
+    """A verified checkpoint of `resume_step`; None starts from the seed."""
+    universal: bool = False
+    """`resume_from` was converted to DeepSpeed's universal form: another layout wrote it."""
+    skips: Sequence[Sequence[int]] = ()
+    """[step, count]: from `step` on, `count` batches of the data order are left out (after a rollback)."""
+    digest: str | None = None
+    """Of the spec that was submitted, where an elastic run trains on fewer ranks than it says."""
+
+    def batch(self, step: int) -> int:
+        """Index in the data order of the batch that `step` trains on."""
+        return step - 1 + sum(count for first, count in self.skips if step >= first)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the attempt ended."""
+
+    step: int
+    finished: bool
+    val_loss: float | None
+    """Nats per token over the whole held-out slice, at the end of a finished run."""
+    seconds: float
+    """From the first step to the last."""
+
+
+class Trainer:
+    """The state of one rank's training. Built after the process group has been joined."""
+
+    def __init__(self, spec: RunSpec, assignment: Assignment, drill: Drill) -> None:
+        import torch
+        import torch.distributed as dist
+
+        from launcher.data.feed import feed_for
+        from launcher.training.engine import build_engine
+        from launcher.training.layouts import layout_of
+
+        self.spec, self.assignment, self.drill = spec, assignment, drill
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if self.world != spec.ranks:
+            raise WrongInput(
+                f"parallel: dp x pp x tp is {spec.ranks} ranks and {self.world} were started. "
+                f"Start {spec.ranks}, or set parallel.dp to {self.world}."
+            )
+        self.feed = feed_for(spec, Path(assignment.cache))
+        self.engine = build_engine(spec, assignment.universal)
+        self.device = self.engine.device
+        self.layout = layout_of(self.engine, spec.parallel.pp, spec.parallel.tp)
+        self.share = spec.batch_sequences // spec.parallel.dp
+        self._mine = torch.zeros(3, device=self.device)
+        self._all = torch.zeros(3 * self.world, device=self.device)
+        self._watch = Stopwatch(self.device.type == "cuda")
+        self.own_s: list[float] = []
+        """Each rank's own seconds in the newest step, see `launcher.training.health`."""
+
+    def restore(self, folder: RunFolder) -> None:
+        """Load the verified checkpoint that the assignment names."""
+        from launcher.storage.remote import at_hand
+
+        if self.assignment.resume_from is None:
+            return
+        path = at_hand(folder, Path(self.assignment.resume_from), self.assignment.attempt)
+        loaded, _ = self.engine.load_checkpoint(str(path.parent), tag=path.name)
+        if loaded is None:
+            raise WrongInput(
+                f"{path}: DeepSpeed found no checkpoint there, though it verified. Was it written at another world size?"
+            )
+
+    def step(self, step: int, wish: int) -> tuple[float, float, int]:
+        """One optimizer update. Returns the mean loss over ranks, its largest departure on one rank, and the strongest
+        wish of any rank: 0 go on, SAVE a checkpoint now, STOP after one."""
+        import torch.distributed as dist
+
+        from launcher.training.engine import set_lr
+
+        spec = self.spec
+        self.drill.strike(step, self.rank, self.assignment.attempt)
+        self._watch.start()
+        set_lr(self.engine, self.drill.lr(step, lr_at(step, spec)))
+        first = self.assignment.batch(step) * spec.batch_sequences + self.layout.replica * self.share
+        gathered: list[Any] = []
+
+        def tell(loss: Any) -> None:
+            self._mine[0], self._mine[1], self._mine[2] = loss, wish, self._watch.seconds
+            gathered.append(dist.all_gather_into_tensor(self._all, self._mine, async_op=True))
+
+        self.layout.update(self._parts(first), self.drill.poisons(step), self._watch.lap, tell)
+        gathered[0].wait()
+        table = self._all.view(self.world, 3).tolist()
+        losses = [row[0] for row in table]
+        self.own_s = [row[2] for row in table]
+        mean = sum(losses) / len(losses)
+        spread = max((abs(x - mean) for x in losses), default=0.0)
+        return mean, spread, int(max(row[1] for row in table))
+
+    def _parts(self, first: int) -> list[Any]:
+        """This replica's share of a batch, in micro-batches."""
+        inputs, targets = self._moved(self.feed.train(first, self.share))
+        size = self.spec.micro_batch
+        return [
+            (tuple(x[i : i + size] for x in inputs), targets[i : i + size])
+            for i in range(0, self.share, size)
+        ]
+
+    def _moved(self, arrays: Any) -> Any:
+        import torch
+
+        inputs, targets = arrays
+        moved = tuple(torch.from_numpy(x).to(self.device) for x in inputs)
+        return moved, torch.from_numpy(targets).to(self.device)
+
+    def validate(self, sequences: int) -> float:
+        """Mean loss over the first `sequences` held-out sequences, shared out over replicas. The same text every time,
+        for every layout: a ladder's runs are compared on it. NaN where nothing is held out.
+
+        Every replica computes equally often, since ZeRO 3 and pipelines meet in every forward pass; one that has nothing
+        left computes the first sequences again and counts nothing.
+        """
+        import torch
+        import torch.distributed as dist
+
+        have, dp = min(sequences, self.feed.holdout), self.spec.parallel.dp
+        tally = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for turn in range(-(-have // (VALIDATED_AT_ONCE * dp))):
+            first = (turn * dp + self.layout.replica) * VALIDATED_AT_ONCE
+            count = max(0, min(VALIDATED_AT_ONCE, have - first))
+            arrays = (
+                self.feed.held_out(first, count)
+                if count
+                else self.feed.held_out(0, min(VALIDATED_AT_ONCE, have))
+            )
+            loss = self.layout.loss(self._moved(arrays))
+            if loss is not None and count:
+                tally[0] += loss.double() * count
+                tally[1] += count
+        dist.all_reduce(tally)
+        return float(tally[0] / tally[1])
+
+
+SAVE, STOP = 1, 2
+"""What a rank may wish of all ranks at a step."""
+
+
+def train(
+    assignment: Assignment,
+    stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
+    beat: Callable[[int, str], None] = lambda step, phase: None,
+) -> Outcome:
+    """Train one rank until the run is finished, or until any rank's `stop` says so, leaving a checkpoint behind.
+
+    save  asked once a step: true makes all ranks commit a checkpoint at that step and go on
+    beat  told every step this rank has made, and when something longer begins ("validate", "checkpoint"), so that
+          somebody can see that it lives
+
+    The process group is described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK.
+    """
+    import torch
+
+    from launcher.storage.remote import publish
+    from launcher.training.engine import grad_norm, join
+    from launcher.training.upload import Saver
+
+    spec = RunSpec.from_dict(assignment.spec)
+    folder = RunFolder.at(assignment.folder)
+    drill = read_drill(os.environ.get(VARIABLE))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.manual_seed(spec.train.seed)
+    # DeepSpeed and we use the one name that every supported torch knows; newer ones warn at each call
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*is deprecated", category=FutureWarning)
+    # gloo sends gradients between stages by a broadcast inside backward, which is not differentiated
+    warnings.filterwarnings("ignore", message=r"c10d::broadcast_: an autograd kernel", category=UserWarning)
+    join()
+    if isinstance(spec.workload, Entrypoint):
+        from launcher.training.userrun import train_user
+
+        return train_user(assignment, stop, save, beat)
+    trainer = Trainer(spec, assignment, drill)
+    preflight(trainer.device, lambda line: print(f"losscast: {line}", file=sys.stderr, flush=True))
+    trainer.restore(folder)
+    saver = Saver(folder, assignment.attempt, spec, trainer.rank, trainer.world)
+    params, total = parameter_count(spec), spec.total_steps
+    asked = StopRequest(folder.stop, stop)
+    stragglers = Stragglers()
+    record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
+    reporter = open_reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
+    if drill.step is not None and trainer.rank == 0:
+        print(f"drill: {os.environ[VARIABLE]}: a fault is put in on purpose", file=sys.stderr)
+    holdout = spec.data.holdout_tokens // spec.context if spec.data else 0
+    some = spec.eval.batches * spec.batch_sequences if spec.eval else 0
+    began = previous = time.monotonic()
+    step, finished, val = assignment.resume_step, False, None
+    saved = step
+    try:
+        if step == total:  # everything was trained and committed, and only the last word was lost
+            val, finished = trainer.validate(holdout), True
+        while step < total:
+            step += 1
+            superseded = reporter is not None and reporter.superseded
+            wish = STOP if superseded or asked() else SAVE if save() else 0
+            loss, spread, wish = trainer.step(step, wish)
+            stopping = wish >= STOP
+            beat(step, "step")
+            val = None
+            if step == total or (spec.eval and step % spec.eval.every_steps == 0):
+                beat(step, "validate")
+                finished = step == total
+                val = trainer.validate(holdout if finished else some)
+            if record is not None:
+                norm, now = grad_norm(trainer.engine), time.monotonic()
+                tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
+                record.add(step, tokens, loss, val, lr, norm)
+                extra: dict[str, Any] = stragglers.add(trainer.own_s)
+                if (news := stragglers.news()) is not None:
+                    print(f"losscast: step {step}: {news}", file=sys.stderr, flush=True)
+                if reporter is not None:
+                    if val is not None:
+                        extra["val_loss"] = val
+                    if norm is not None:
+                        extra["grad_norm"] = norm
+                    reporter.report(
+                        step=step, loss=loss, tokens=tokens, lr=lr, spread=spread,
+                        tokens_per_s=spec.train.batch_tokens / max(now - previous, 1e-9), **extra,
+                    )  # fmt: skip
+                previous = now
+            if step % spec.checkpoints.every_steps == 0 or finished or wish:
+                beat(step, "checkpoint")
+                if record is not None:
+                    record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
+                if saver.save(trainer.engine, step, wait=bool(finished or wish)):
+                    saved = step
+                beat(step, "step")
+            for committed in saver.committed():
+                if reporter is not None:
+                    reporter.event("checkpoint", step=committed)
+            if stopping:
+                break
+    finally:
+        seconds = time.monotonic() - began
+        saver.close()
+        if record is not None:
+            record.close()
+        if reporter is not None:
+            reporter.close(reason="finished" if finished else "stopped" if step == saved else "failed")
+    if finished and trainer.rank == 0:
+        write_whole(folder.result, result_row(spec, assignment, val, seconds, step))
+        publish(folder, folder.result, folder.curve(assignment.attempt))
+    return Outcome(step=step, finished=finished, val_loss=val, seconds=seconds)
+
+
+def result_row(
+    spec: RunSpec, assignment: Assignment, val: float | None, seconds: float, step: int
+) -> dict[str, Any]:
+    """The finished run as one row of a law's points."""
+    return {
+        "run": spec.name,
+        "params": parameter_count(spec),
+        "tokens": step * spec.train.batch_tokens,
+        "flops": total_flops(spec),
+        "flops_per_token": flops_per_token(spec),
+        "loss": val,
+        "steps": step,
+        "attempt": assignment.attempt,
+        "seconds": round(seconds, 3),
+        "digest": assignment.digest or spec.digest,
+        "ended": time.time(),
+    }
+
+
+def open_reporter(spec: RunSpec, folder: RunFolder, assignment: Assignment, params: int | None) -> Any:
+    """The run's line to the monitor, opened; None where the spec names no monitor."""
+    if spec.monitor is None:
+        return None
+    from launcher.reporter import Reporter
+
+    reporter = Reporter(
+        spec.monitor.url,
+        os.environ.get(spec.monitor.token_env, ""),
+        spec.name,
+        assignment.attempt,
+        folder.path / "spool",
+    )
+    reporter.start(
+        spec_digest=assignment.digest or spec.digest,
+        resume_step=assignment.resume_step,
+        team=spec.team,
+        target_loss=spec.policy.target_loss,
+        price_per_hour=(spec.cluster.price_per_gpu_hour or 0.0) * max(1, spec.gpus) or None,
+        params=params,
+        total_tokens=spec.total_steps * spec.train.batch_tokens,
+        total_steps=spec.total_steps,
+        batch_tokens=spec.train.batch_tokens,
+        prediction=read_json(folder.prediction),
+    )
+    return reporter
+
+
+def main(argv: list[str] | None = None) -> int:
+    """What torchrun starts: read the spec, take the run's next attempt, train."""
+    from launcher.spec.file import read_spec
+
+    parser = argparse.ArgumentParser(
+        prog="torchrun -m launcher.worker", description="Train one rank of a run, without Ray."
+    )
+    parser.add_argument("spec", help="run.yaml")
+    args = parser.parse_args(argv)
+    if "RANK" not in os.environ:
+        print(
+            "losscast: no RANK in the environment. Start with: torchrun --nproc-per-node N -m launcher.worker run.yaml",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        spec = read_spec(args.spec)
+        from launcher.training.saving import release_held, shared_assignment
+
+        stopping: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+        try:
+            outcome = train(shared_assignment(spec), stop=lambda: bool(stopping))
+        finally:
+            release_held()
+        from launcher.training.engine import leave
+
+        leave()
+    except Exception as error:
+        status = getattr(error, "exit_status", None)
+        if status is None:
+            raise
+        print(f"losscast: {error}", file=sys.stderr)
+        return status
+    if int(os.environ["RANK"]) == 0:
+        print(
+            json.dumps(
+                {
+                    "run": spec.name,
+                    "step": outcome.step,
+                    "finished": outcome.finished,
+                    "val_loss": outcome.val_loss,
+                }
+            )
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

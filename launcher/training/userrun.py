@@ -1,0 +1,320 @@
+"""A run whose training is the user's own: a function that is told about its run, or a DeepSpeed script that knows nothing of it.
+
+    workload: {entrypoint: my_train:main, args: {width: 64}}    main(run, width=64), or main(width=64)
+    workload: {entrypoint: train.py, args: [--epochs, 3]}       as `python train.py --epochs 3` on every rank
+
+It is called once on every rank, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set and the working
+directory on sys.path: that of `losscast submit`, or kubernetes.working_dir.
+
+A function with a parameter `run` gets a `Run`: resume, batches of the run's data order, and one call a step that records,
+reports, saves when it is due, and says when to stop. In a script, and in a function without it, the first DeepSpeed engine
+that trains is watched: each of its updates is a step with the mean loss over ranks, its learning rate and gradient norm.
+Such training keeps its own checkpoints and goes on from them by itself; asked to stop, it ends after an update.
+"""
+
+import importlib
+import inspect
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import WrongInput
+from launcher.spec.model import Entrypoint, RunSpec
+from launcher.spec.schedule import lr_at
+from launcher.storage.record import Record, StopRequest
+from launcher.storage.runfolder import RunFolder, write_whole
+
+WORKING_DIR = "LOSSCAST_WORKING_DIR"
+"""Environment variable: where entrypoints are imported from; default the current directory."""
+
+
+class Stopped(BaseException):
+    """Ends watched training at an update, past whatever the script catches."""
+
+
+class Run:
+    """The run that this process is a rank of."""
+
+    def __init__(
+        self, assignment: Any, stop: Callable[[], bool], save: Callable[[], bool], beat: Any
+    ) -> None:
+        from launcher.spec.accounting import parameter_count
+        from launcher.training.loop import open_reporter
+        from launcher.training.upload import Saver
+
+        self.spec = RunSpec.from_dict(assignment.spec)
+        """run.yaml, as `launcher.spec.model.RunSpec`."""
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.attempt: int = assignment.attempt
+        self.total_steps = self.spec.total_steps
+        """train.tokens over train.batch_tokens."""
+        self.last_step = 0
+        """The newest step that was told."""
+        self.stopped = False
+        self.val_loss: float | None = None
+        """The newest that was told: at the end, the run's own."""
+        self._assignment, self._save, self._beat = assignment, save, beat
+        self._folder = RunFolder.at(assignment.folder)
+        self._asked = StopRequest(self._folder.stop, stop)
+        self._saver = Saver(self._folder, self.attempt, self.spec, self.rank, self.world)
+        params = parameter_count(self.spec)
+        mine = self.rank == 0
+        self._record = Record(self._folder.curve(self.attempt), self.spec.name, params) if mine else None
+        self._reporter = open_reporter(self.spec, self._folder, assignment, params) if mine else None
+        self._feed: Any = None
+        self._saved = assignment.resume_step
+        self._previous = time.monotonic()
+
+    @property
+    def args(self) -> Any:
+        """workload.args."""
+        workload = self.spec.workload
+        return workload.args if isinstance(workload, Entrypoint) else {}
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step by train.schedule, which the run's prediction assumes."""
+        return lr_at(step, self.spec)
+
+    def resume(self, engine: Any) -> int:
+        """Load the newest committed checkpoint into a DeepSpeed engine. Returns its step, 0 where there is none."""
+        place = self._assignment.resume_from
+        if place is None:
+            return 0
+        loaded, _ = engine.load_checkpoint(str(Path(place).parent), tag=Path(place).name)
+        if loaded is None:
+            raise WrongInput(
+                f"{place}: DeepSpeed found no checkpoint there. Was it written at another world size?"
+            )
+        self.last_step = self._assignment.resume_step
+        return self.last_step
+
+    def batch(self, step: int) -> Any:
+        """This rank's share of the batch that `step` trains on: (inputs, targets), token ids (sequences, context).
+        Every data-parallel rank gets its own; ranks that share a model (pp, tp) get the same."""
+        from launcher.data.feed import text_feed
+
+        spec, p = self.spec, self.spec.parallel
+        if self._feed is None:
+            self._feed = text_feed(spec, Path(self._assignment.cache))
+        share = spec.batch_sequences // p.dp
+        replica = self.rank % p.dp if p.pp > 1 else self.rank // p.tp
+        first = self._assignment.batch(step) * spec.batch_sequences + replica * share
+        inputs, targets = self._feed.train(first, share)
+        return inputs[0], targets
+
+    def step(
+        self,
+        step: int,
+        loss: Any,
+        *,
+        engine: Any = None,
+        lr: float | None = None,
+        grad_norm: float | None = None,
+        val_loss: float | None = None,
+    ) -> bool:
+        """Tell of a step that has been made, on every rank. True: return now, a checkpoint has been made.
+
+        step      optimizer updates so far, this one included
+        loss      this rank's mean loss in nats per token, a number or a tensor; the mean over ranks is reported
+        engine    a DeepSpeed engine: saved every checkpoints.every_steps, at the last step, and before a stop
+        lr        learning rate used; default what train.schedule says
+        val_loss  where one was measured
+        """
+        import torch
+        import torch.distributed as dist
+
+        superseded = self._reporter is not None and self._reporter.superseded
+        wish = 2 if superseded or self._asked() else 1 if self._save() else 0
+        device = loss.device if isinstance(loss, torch.Tensor) else "cpu"
+        if dist.get_backend() == "nccl":
+            device = torch.device("cuda", torch.cuda.current_device())
+        value = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
+        mine = torch.zeros(2, device=device)
+        mine[0], mine[1] = value, wish
+        every = torch.zeros(2 * self.world, device=device)
+        dist.all_gather_into_tensor(every, mine)
+        rows = every.view(self.world, 2).tolist()
+        losses = [row[0] for row in rows]
+        wish = int(max(row[1] for row in rows))
+        mean = sum(losses) / len(losses)
+        self.last_step, self.stopped = step, wish >= 2
+        self.val_loss = val_loss if val_loss is not None else self.val_loss
+        self._beat(step, "step")
+        self._tell(step, mean, max(abs(x - mean) for x in losses), lr, grad_norm, val_loss)
+        last = step == self.total_steps
+        if engine is not None and (step % self.spec.checkpoints.every_steps == 0 or last or wish):
+            self._beat(step, "checkpoint")
+            if self._saver.save(engine, step, wait=bool(last or wish)):
+                self._saved = step
+        for committed in self._saver.committed():
+            if self._reporter is not None:
+                self._reporter.event("checkpoint", step=committed)
+        return self.stopped
+
+    def _tell(
+        self, step: int, loss: float, spread: float, lr: float | None, norm: float | None, val: float | None
+    ) -> None:
+        if self._record is None:
+            return
+        now, batch = time.monotonic(), self.spec.train.batch_tokens
+        rate = self.lr(step) if lr is None else lr
+        self._record.add(step, step * batch, loss, val, rate, norm)
+        if self._reporter is not None:
+            extra = {k: v for k, v in (("val_loss", val), ("grad_norm", norm)) if v is not None}
+            self._reporter.report(
+                step=step, loss=loss, tokens=step * batch, lr=rate, spread=spread,
+                tokens_per_s=batch / max(now - self._previous, 1e-9), **extra,
+            )  # fmt: skip
+        self._previous = now
+
+    def close(self, finished: bool) -> None:
+        """The training is over, well or not."""
+        self._saver.close()
+        if self._record is not None:
+            self._record.close()
+        if self._reporter is not None:
+            self._reporter.close(reason="finished" if finished else "stopped" if self.stopped else "failed")
+
+
+def train_user(
+    assignment: Any, stop: Callable[[], bool], save: Callable[[], bool], beat: Callable[[int, str], None]
+) -> Any:
+    """Run the user's entrypoint on this rank; as `launcher.training.loop.train`. The process group has been joined."""
+    from launcher.storage.remote import publish
+    from launcher.training.loop import Outcome, result_row
+
+    run = Run(assignment, stop, save, beat)
+    began, finished = time.monotonic(), False
+    try:
+        _call(run)
+        finished = not run.stopped or run.last_step >= run.total_steps
+    except Stopped:
+        pass
+    finally:
+        run.close(finished)
+    seconds = time.monotonic() - began
+    if finished and run.rank == 0:
+        row = result_row(run.spec, assignment, run.val_loss, seconds, run.last_step)
+        write_whole(run._folder.result, row)
+        publish(run._folder, run._folder.result, run._folder.curve(run.attempt))
+    return Outcome(step=run.last_step, finished=finished, val_loss=run.val_loss, seconds=seconds)
+
+
+def _call(run: Run) -> None:
+    workload = run.spec.workload
+    assert isinstance(workload, Entrypoint)
+    pods = run.spec.kubernetes
+    home = Path(os.environ.get(WORKING_DIR) or (pods and pods.working_dir) or ".").resolve()
+    if not home.is_dir():
+        raise WrongInput(
+            f"workload.entrypoint: {home} is not on this machine, and {workload.entrypoint} is looked for there. "
+            "Submit from a folder on a shared disk, or with kubernetes.working_dir."
+        )
+    sys.path.insert(0, str(home))  # behind ours: launcher and monitor are imported by now
+    if workload.is_script:
+        script = home / workload.entrypoint
+        if not script.is_file():
+            raise WrongInput(f"workload.entrypoint: no script {workload.entrypoint} in {home}")
+        argv, where = sys.argv, Path.cwd()
+        sys.argv = [str(script), *map(str, workload.args)]
+        os.chdir(home)
+        try:
+            with watched(run):
+                runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise RuntimeError(f"{workload.entrypoint} exited with {error.code}") from error
+        finally:
+            sys.argv = argv
+            os.chdir(where)
+        return
+    function = _function(workload.entrypoint, home)
+    assert isinstance(workload.args, dict)
+    if "run" in inspect.signature(function).parameters:
+        function(run=run, **workload.args)
+        return
+    with watched(run):
+        function(**workload.args)
+
+
+def _function(entrypoint: str, home: Path) -> Callable[..., Any]:
+    module, _, name = entrypoint.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # something that the user's module imports: its own trace says more
+        raise WrongInput(f"workload.entrypoint: no module {module} in {home}, nor installed") from error
+    function = getattr(found, name, None)
+    if not callable(function):
+        where = getattr(found, "__file__", module)
+        raise WrongInput(f"workload.entrypoint: {where} has no function {name}")
+    return function
+
+
+@contextmanager
+def watched(run: Run) -> Iterator[None]:
+    """While it lasts, every update of the first DeepSpeed engine that trains in this process is told to the run."""
+    import torch.distributed as dist
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.pipe.engine import PipelineEngine
+
+    join = dist.init_process_group
+    chosen: list[Any] = []
+    losses: list[Any] = []
+    backward, step, train_batch = DeepSpeedEngine.backward, DeepSpeedEngine.step, PipelineEngine.train_batch
+
+    def is_ours(engine: Any) -> bool:
+        if not chosen:
+            chosen.append(engine)
+        return chosen[0] is engine
+
+    def told(engine: Any, loss: Any) -> None:
+        norm = engine.get_global_grad_norm()
+        rates = [group["lr"] for group in engine.optimizer.param_groups]
+        if run.step(
+            int(engine.global_steps),
+            loss,
+            lr=float(rates[0]),
+            grad_norm=None if norm is None else float(norm),
+        ):
+            raise Stopped
+
+    def new_backward(engine: Any, loss: Any, *args: Any, **more: Any) -> Any:
+        if is_ours(engine) and not isinstance(engine, PipelineEngine):
+            losses.append(loss.detach())
+        return backward(engine, loss, *args, **more)
+
+    def new_step(engine: Any, *args: Any, **more: Any) -> Any:
+        before = engine.global_steps
+        answer = step(engine, *args, **more)
+        if is_ours(engine) and engine.global_steps > before and losses:
+            loss = sum(losses) / len(losses)
+            losses.clear()
+            told(engine, loss)
+        return answer
+
+    def new_train_batch(engine: Any, *args: Any, **more: Any) -> Any:
+        loss = train_batch(engine, *args, **more)
+        if is_ours(engine):
+            told(engine, loss)
+        return loss
+
+    def new_join(*args: Any, **more: Any) -> None:
+        if not dist.is_initialized():  # losscast has joined already, and a second time is an error
+            join(*args, **more)
+
+    dist.init_process_group = new_join
+    DeepSpeedEngine.backward, DeepSpeedEngine.step = new_backward, new_step  # type: ignore[method-assign]
+    PipelineEngine.train_batch = new_train_batch  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DeepSpeedEngine.backward, DeepSpeedEngine.step = backward, step  # type: ignore[method-assign]
+        dist.init_process_group = join
+        PipelineEngine.train_batch = train_batch  # type: ignore[method-assign]

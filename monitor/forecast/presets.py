@@ -1,0 +1,99 @@
+"""Published laws by name, with their conventions and standard errors, so that they can be predicted from and compared.
+
+    hoffmann   Hoffmann et al. 2022, arXiv:2203.15556, section 3.3: as printed, without standard errors
+    epoch      Besiroglu et al. 2024, arXiv:2404.10102: the same runs fitted again, with standard errors
+    kaplan     Kaplan et al. 2020, arXiv:2001.08361, eq. 1.3: the frontier of compute, C in PF-days there
+
+All on their authors' own text and tokenizers: a loss predicted from one holds for no other text. Intervals
+come from the printed standard errors, taken as independent, which makes them too wide for the sum.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from monitor.errors import WrongInput
+from monitor.forecast.law import PARAMETERS, Law, Member, log_loss
+
+_PF_DAY = 8.64e19
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "hoffmann": {
+        "form": "chinchilla",
+        "values": (1.69, 406.4, 410.7, 0.34, 0.28),
+        "errors": None,
+        "range": {"params": (7e7, 1.6e10), "flops": (6e18, 3e21)},
+        "conventions": {
+            "params": "embeddings included",
+            "loss": "nats per token",
+            "data": "MassiveText",
+            "tokenizer": "SentencePiece, 32k",
+            "source": "Hoffmann et al. 2022, arXiv:2203.15556",
+        },
+    },
+    "epoch": {
+        "form": "chinchilla",
+        "values": (1.8172, 482.01, 2085.43, 0.3478, 0.3658),
+        "errors": (0.03, 124.58, 1293.23, 0.02, 0.02),
+        "range": {"params": (5.7e7, 1.6e10), "flops": (1.4e18, 1.3e22)},
+        "conventions": {
+            "params": "embeddings included",
+            "loss": "nats per token",
+            "data": "MassiveText, read off a figure",
+            "tokenizer": "SentencePiece, 32k",
+            "source": "Besiroglu et al. 2024, arXiv:2404.10102",
+        },
+    },
+    "kaplan": {
+        "form": "frontier",
+        "values": (0.0, (3.1e8 * _PF_DAY) ** 0.050, 0.050),
+        "errors": None,
+        "range": {"params": (8e2, 1.5e9), "flops": (1e12, 1e20)},
+        "conventions": {
+            "params": "embeddings not counted",
+            "loss": "nats per token",
+            "data": "WebText2",
+            "tokenizer": "GPT-2 BPE, 50k",
+            "source": "Kaplan et al. 2020, arXiv:2001.08361",
+        },
+    },
+}
+
+
+def preset(name: str) -> Law:
+    """A published law. Raises WrongInput, naming those there are, for another name."""
+    if name not in PRESETS:
+        raise WrongInput(f"preset {name!r}: there is none; choose from {', '.join(PRESETS)}")
+    entry = PRESETS[name]
+    values, errors = np.array(entry["values"], float), entry["errors"]
+    draws = values[None]
+    if errors is not None:
+        # A and alpha (B and beta) move together: at the runs' centre the term itself is known far better than A.
+        rng = np.random.default_rng(0)
+        draws = values + rng.standard_normal((256, values.size)) * np.array(errors)
+        middle = {k: math.exp(sum(map(math.log, entry["range"][k])) / 2) for k in ("params", "flops")}
+        middle["tokens"] = middle["flops"] / 6 / middle["params"]
+        draws[:, 1] = values[1] * middle["params"] ** (draws[:, 3] - values[3])
+        draws[:, 2] = values[2] * middle["tokens"] ** (draws[:, 4] - values[4])
+    names = PARAMETERS[entry["form"]]
+    low, high = ({k: float(v[i]) for k, v in entry["range"].items()} for i in (0, 1))
+    runs: dict[str, list[Any]] = {"run": ["smallest", "largest"], "loss": []}
+    runs |= {k: [low[k], high[k]] for k in ("params", "flops")}
+    runs["tokens"] = [end["flops"] / 6 / end["params"] for end in (low, high)]
+    at = [np.array(runs[k]) for k in ("params", "tokens", "flops")]
+    runs["loss"] = np.exp(log_loss(entry["form"], values[None], *at)[0]).tolist()
+    why = "" if errors is not None else "published without standard errors: the interval shows drift alone"
+    return Law(
+        name,
+        (Member(entry["form"], 1.0, tuple(values.tolist()), draws),),
+        0.005,
+        0.13,
+        runs,
+        errors is not None,
+        why,
+        dict(zip(names, values.tolist(), strict=True)),
+        dict(zip(names, errors if errors is not None else [None] * len(names), strict=True)),
+        {"best_form": entry["form"], "objective": None, "rmse": None, "seconds": 0.0},
+        conventions=entry["conventions"],
+    )

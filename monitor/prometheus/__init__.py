@@ -1,0 +1,1 @@
+"""What Prometheus and Grafana are given: alerts, the operator's objects, the dashboard."""

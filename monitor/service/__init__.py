@@ -1,0 +1,1 @@
+"""The monitor as a service: HTTP, tokens, metrics, people's words."""

@@ -1,0 +1,371 @@
+"""Looking after a store: backup beside a live service, restore, check, repair, removal of old runs, export.
+
+A repair never edits a damaged file. It writes a new one from every row whose seal holds, says by name what is missing,
+and keeps the damaged file beside it. What was judged from missing rows is judged again.
+"""
+
+import csv
+import itertools
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monitor.errors import Failed, WrongInput
+from monitor.schema import is_run_id
+from monitor.store.columns import BAND, Damaged, unpack
+from monitor.store.facts import AttemptFacts, RunFacts, from_bytes, seal, to_bytes
+from monitor.store.ingest import note_event, note_samples
+from monitor.store.reading import FIELDS, rows, samples
+from monitor.store.store import FILE, ChunkRow, EventRow, Store
+from monitor.wire import Event, SampleLine
+
+SEALED = {"runs": 4, "chunks": 13, "events": 8, "judged": 5, "bands": 6}
+"""Tables whose last column is the seal over the others, and how many columns they have."""
+PLAIN = ("alerts", "verdicts")
+
+
+def backup(folder: Path, target: Path) -> int:
+    """Copy the store as of one moment, checked, to a file that is put in place whole. Its size in bytes."""
+    if target.exists():
+        raise WrongInput(f"{target}: exists; give a new name")
+    store = Store(folder, read_only=True)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        copy = sqlite3.connect(partial)
+        store.reader().backup(copy, pages=1000, sleep=0.0)
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        copy.close()
+        trouble = list(itertools.islice(check(partial), 3))
+        if trouble:
+            raise Failed(f"{folder}: the store is damaged, and so would be its backup: {'; '.join(trouble)}")
+        _sync(partial)
+        partial.rename(target)
+    except (OSError, sqlite3.Error) as error:
+        raise Failed(f"{target}: {error}") from error
+    finally:
+        store.close()
+        partial.unlink(missing_ok=True)
+    return target.stat().st_size
+
+
+def restore(source: Path, folder: Path) -> None:
+    """Put a backup where there is no store yet."""
+    if not source.is_file():
+        raise WrongInput(f"{source}: no such backup")
+    if (folder / FILE).exists():
+        raise WrongInput(f"{folder}: holds a store already; move {FILE}* away first, or give another folder")
+    trouble = list(itertools.islice(check(source), 3))
+    if trouble:
+        raise Failed(f"{source}: damaged: {'; '.join(trouble)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = folder / (FILE + ".partial")
+        partial.write_bytes(source.read_bytes())
+        partial.chmod(0o600)
+        _sync(partial)
+        partial.rename(folder / FILE)
+    except OSError as error:
+        raise Failed(f"{folder}: {error.strerror or error}") from error
+
+
+def check(path: Path) -> Iterator[str]:
+    """Everything wrong with a store's file, in words."""
+    db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)
+    db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    try:
+        for (line,) in db.execute("PRAGMA integrity_check(20)"):
+            if line != "ok":
+                yield f"SQLite: {line}"
+        for table in SEALED:
+            for row in _readable(db, table):
+                if row is None:
+                    yield f"{table}: rows that can't be read"
+                elif not _whole(row):
+                    yield f"{table} row {row[0]}: its seal is broken"
+        counts: dict[tuple[int, int], int] = {}
+        for ord, run_id, attempt, n, before in db.execute(
+            "SELECT ord, run_id, attempt, n, before FROM chunks ORDER BY ord"
+        ):
+            if not all(type(cell) is int for cell in (run_id, attempt, n, before)):
+                continue  # its seal is broken
+            have = counts.get((run_id, attempt), 0)
+            if before != have:
+                yield f"run id {run_id}, attempt {attempt}: {before - have} samples are missing before chunk {ord}"
+            counts[run_id, attempt] = before + n
+    except sqlite3.Error as error:
+        yield f"SQLite: {error}"
+    finally:
+        db.close()
+
+
+def repair(folder: Path) -> list[str]:
+    """Write a new store from what is whole. What is missing, in words; empty when nothing was wrong."""
+    path = folder / FILE
+    if not path.exists():
+        raise WrongInput(f"{folder}: holds no store ({FILE} is missing)")
+    holder = Store.lock(folder)
+    try:
+        said = list(check(path))
+        if not said:
+            return []
+        fresh = folder / "repaired"
+        for old in fresh.glob("*"):
+            old.unlink()
+        store = Store(fresh)
+        try:
+            said += _rescue(path, store)
+        finally:
+            store.close()
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        for suffix in ("", "-wal", "-shm"):
+            damaged = folder / (FILE + suffix)
+            if damaged.exists():
+                damaged.rename(folder / f"{FILE}{suffix}.damaged-{stamp}")
+        (fresh / FILE).rename(path)
+        for old in fresh.glob("*"):
+            old.unlink()
+        fresh.rmdir()
+        return said
+    except (OSError, sqlite3.Error) as error:
+        raise Failed(f"{folder}: {error}") from error
+    finally:
+        holder.close()
+
+
+def _rescue(path: Path, store: Store) -> list[str]:
+    """Copy every whole row; make up the facts of runs from their samples and events where need be."""
+    old = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)
+    old.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    said: list[str] = []
+    hurt: set[int] = set()
+    db = store.connection
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for table in ("chunks", "events"):
+            for row in _readable(old, table):
+                if row is None or not _whole(row):
+                    said.append(
+                        f"{table}: left out {'rows that could not be read' if row is None else f'row {row[0]}'}"
+                    )
+                    if row is not None and isinstance(row[1], int):
+                        hurt.add(row[1])
+                    else:
+                        hurt.add(-1)
+                    continue
+                db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(row))})", row)
+        known: dict[int, RunFacts] = {}
+        for row in _readable(old, "runs"):
+            if row is not None and _whole(row):
+                known[row[0]] = from_bytes(row[2])
+        ids = {
+            id for (id,) in db.execute("SELECT DISTINCT run_id FROM chunks UNION SELECT run_id FROM events")
+        }
+        holes = _holes(db)
+        hurt |= {run_id for run_id, _ in holes}
+        for (run_id, attempt), count in sorted(holes.items()):
+            name = known[run_id].run if run_id in known else f"run id {run_id}"
+            said.append(f"{name}, attempt {attempt}: {count} samples are lost")
+        for run_id in sorted(ids | set(known)):
+            facts = known.get(run_id)
+            if facts is None:
+                facts = RunFacts(run_id, f"recovered-{run_id}")
+                said.append(f"run id {run_id}: its name is lost; it is now {facts.run}")
+                hurt.add(run_id)
+            if run_id in hurt or -1 in hurt:
+                facts = _again(db, facts)
+            blob = to_bytes(facts)
+            db.execute(
+                "INSERT INTO runs VALUES (?,?,?,?)", (run_id, facts.run, blob, seal(run_id, facts.run, blob))
+            )
+        if -1 not in hurt:
+            for table in ("judged", "bands", *PLAIN):
+                for row in _readable(old, table):
+                    if row is None or row[0] in hurt or (table in SEALED and not _whole(row)):
+                        continue
+                    db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(row))})", row)
+            whole = {id for (id,) in db.execute("SELECT run_id FROM judged")}
+            for table in ("bands", *PLAIN):  # without its state a run is judged again from the start
+                db.executemany(f"DELETE FROM {table} WHERE run_id=?", [(id,) for id in ids - whole])
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        old.close()
+    return said
+
+
+def _holes(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
+    """Samples missing, by run id and attempt; `before` is put right, so that the rest is whole again."""
+    counts: dict[tuple[int, int], int] = {}
+    holes: dict[tuple[int, int], int] = {}
+    moved = []
+    for row in db.execute("SELECT * FROM chunks ORDER BY ord").fetchall():
+        key = row[1], row[2]
+        have = counts.get(key, 0)
+        if row[4] != have:
+            holes[key] = row[4] - have  # all that is missing so far
+            _, _, _, _, before, *_, head, _, crc = replace(ChunkRow.of(list(row[:-1])), before=have).row()
+            moved.append((before, head, crc, row[0]))
+        counts[key] = have + row[3]
+    db.executemany("UPDATE chunks SET before=?, head=?, crc=? WHERE ord=?", moved)
+    return holes
+
+
+def _again(db: sqlite3.Connection, old: RunFacts) -> RunFacts:
+    """What is known of a run, from its samples and events alone."""
+    facts = RunFacts(old.run_id, old.run, old.owner, created_received=old.created_received)
+    parts: list[ChunkRow | EventRow] = [
+        ChunkRow.of(list(row[:-1]))
+        for row in db.execute("SELECT * FROM chunks WHERE run_id=?", (old.run_id,))
+    ]
+    parts += [EventRow(*row[:-1]) for row in db.execute("SELECT * FROM events WHERE run_id=?", (old.run_id,))]
+    for part in sorted(parts, key=lambda part: part.ord):
+        attempt = facts.attempt_facts(part.attempt)
+        if attempt is None:
+            attempt = AttemptFacts(part.attempt)
+            facts.attempts = [*facts.attempts, attempt]
+        if isinstance(part, EventRow):
+            note_event(
+                facts,
+                attempt,
+                Event(facts.run, part.attempt, part.kind, part.fields, part.digest, None),
+                part,
+            )
+        else:
+            columns = unpack(part.body)
+            lines = [
+                SampleLine(facts.run, part.attempt, int(s), int(t), x)
+                for s, t, x in zip(
+                    columns.get("seq"), columns.get("step"), columns.get("loss").tolist(), strict=True
+                )
+            ]
+            attempt.samples += len(lines)
+            note_samples(facts, attempt, lines, part.received)
+        facts.last_ord, facts.last_received = part.ord, part.received
+    return facts
+
+
+def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | None]:
+    """Every row that SQLite can still give, from both ends of the table; None once where it could not go on."""
+    order = "run_id, attempt, ord, part" if table == "bands" else "rowid"
+    seen: set[Any] = set()
+    if table in PLAIN:
+        order = "run_id"
+    for direction in ("ASC", "DESC"):
+        try:
+            for row in db.execute(f"SELECT * FROM {table} ORDER BY {order} {direction}"):
+                key = row[:4] if table == "bands" else row if table in PLAIN else row[0]
+                if key not in seen:
+                    seen.add(key)
+                    yield row
+            return
+        except sqlite3.DatabaseError:
+            if direction == "ASC":
+                yield None
+
+
+def _whole(row: tuple[Any, ...]) -> bool:
+    return seal(*row[:-1]) == row[-1]
+
+
+def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
+    """A run's samples as a curves file (CSV or, by its name, Parquet) that `losscast replay` and `fit` read. Their number.
+
+    A `target` without a suffix is a folder for TensorBoard.
+    """
+    if not is_run_id(run):
+        raise WrongInput(f"{run!r} is no run's name")
+    store = Store(folder, read_only=True)
+    try:
+        facts = store.run(run)
+        if facts is None:
+            raise WrongInput(
+                f"{folder}: has no run {run}; it has {', '.join(f.run for f in store.runs()[:8]) or 'none'}"
+            )
+        names = ("run", "attempt", *FIELDS)
+        table = itertools.chain.from_iterable(rows(samples(store, facts, [])))
+        if target is not None and target.suffix == "":
+            return _tensorboard(target, run, list(table))
+        if target is not None and target.suffix == ".parquet":
+            return _parquet(target, run, names, list(table))
+        count = 0
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(names)
+        for row in table:
+            row["run"] = run
+            writer.writerow(["" if row.get(name) is None else row[name] for name in names])
+            count += 1
+        return count
+    except (Damaged, OSError) as error:
+        raise Failed(f"{error}") from error
+    finally:
+        store.close()
+
+
+def _parquet(target: Path, run: str, names: tuple[str, ...], table: list[dict[str, Any]]) -> int:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise Failed("Parquet needs pyarrow: pip install 'losscast[parquet]', or export to .csv") from None
+    columns: dict[str, Any] = {"run": [run] * len(table)}
+    for name in names[1:]:
+        values = [row.get(name) for row in table]
+        if name in ("step", "attempt"):
+            columns[name] = pa.array(values, pa.int64())
+        elif any(v is not None for v in values):
+            columns[name] = pa.array([None if v is None else float(v) for v in values], pa.float64())
+    partial = target.with_name(target.name + ".partial")
+    pq.write_table(pa.table(columns), partial)
+    partial.rename(target)
+    return len(table)
+
+
+def _tensorboard(folder: Path, run: str, table: list[dict[str, Any]]) -> int:
+    """An event file of every number there is, under FOLDER/RUN, with what was expected beside what was."""
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        raise Failed(
+            "TensorBoard's event files need it: pip install 'losscast[tensorboard]', or export to .csv"
+        ) from None
+    place = folder / run
+    if place.exists() and any(place.iterdir()):
+        raise WrongInput(
+            f"{place}: holds something already; TensorBoard would show both as one. Give another folder"
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    messages: Any = event_pb2  # made by protobuf when it is imported: no types to see
+    summaries: Any = summary_pb2
+    writer = EventFileWriter(str(place))
+    for row in table:
+        values = [
+            summaries.Summary.Value(
+                tag=f"line/{name}" if name in BAND else name, simple_value=float(row[name])
+            )
+            for name in FIELDS
+            if name not in ("step", "time") and row.get(name) is not None
+        ]
+        time_s = row.get("time")
+        at = time_s if isinstance(time_s, float) else 0.0
+        message = messages.Event(step=int(row["step"]), wall_time=at, summary=summaries.Summary(value=values))
+        writer.add_event(message)
+    writer.close()
+    return len(table)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(path))

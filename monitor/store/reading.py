@@ -1,0 +1,229 @@
+"""A run's samples as people look at them: the newest attempt's word for every step, thinned without hiding a spike.
+
+An attempt holds the steps after its `resume_step`, up to where the next attempt took over. Asked for one attempt by
+number, all that it sent is given, superseded or not.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.store.columns import BAND, COLUMNS, Columns, Damaged, join, missing, unpack
+from monitor.store.facts import AttemptFacts, RunFacts
+from monitor.store.store import ChunkRow, Store
+
+FIELDS = (
+    "step", "loss", "tokens", "time", "lr", "val_loss", "grad_norm", "tokens_per_s", "mfu", "spread",
+    "expected", "lower", "upper", "gap_sigma",
+)  # fmt: skip
+"""Of a sample in the API, besides `attempt`."""
+LAST = 2**53
+
+
+def spans(attempts: list[AttemptFacts]) -> list[tuple[int, int, int]]:
+    """(attempt, first step, last step) that each attempt has the word for, oldest first; those with none left out."""
+    out, limit = [], LAST
+    for found in reversed(attempts):
+        if found.resume_step is None:
+            continue
+        after = found.resume_step if found.resume_step > 0 else -1
+        if after + 1 <= limit:
+            out.append((found.attempt, after + 1, limit))
+        limit = min(limit, after)
+    return out[::-1]
+
+
+def samples(
+    store: Store,
+    facts: RunFacts,
+    pending: Sequence[tuple[int, Columns]],
+    *,
+    first: int = 0,
+    last: int = LAST,
+    attempt: int | None = None,
+) -> list[tuple[int, Columns]]:
+    """(attempt, its samples with what was expected of them) in order of step, each step once.
+
+    pending  attempt and bands that are not in the store yet
+
+    Raises Damaged.
+    """
+    wanted = spans(facts.attempts) if attempt is None else [(attempt, 0, LAST)]
+    known = store.run(facts.run)  # as of the last commit; what the writer holds may be ahead of it
+    if known is None and facts.samples and not pending:
+        raise Damaged(
+            f"{store.path}: the row of run {facts.run!r} can't be found; see `losscast monitor repair`"
+        )
+    out = []
+    for number, low, high in wanted:
+        low, high = max(low, first), min(high, last)
+        if low > high:
+            continue
+        chunks = list(store.chunks(facts.run_id, number, first=low, last=high))
+        of = None if known is None else known.attempt_facts(number)
+        _without_a_hole(store, facts, number, chunks, of)
+        if not chunks:
+            continue
+        whole = join(unpack(c.body) for c in chunks)
+        step = whole.get("step")
+        keep = (step >= low) & (step <= high)
+        order = np.argsort(step[keep], kind="stable")
+        whole = whole.take(np.flatnonzero(keep)[order])
+        if not whole.n:
+            continue
+        step = whole.get("step")
+        newest = np.append(step[1:] != step[:-1], True)  # a step sent twice in one attempt: the later one
+        if not newest.all():
+            whole = whole.take(newest)
+        bands = [
+            unpack(body, BAND) for body in store.bands(facts.run_id, number, chunks[0].ord, chunks[-1].ord)
+        ]
+        bands += [band for of, band in pending if of == number]
+        out.append((number, _with_bands(whole, bands)))
+    return out
+
+
+def _without_a_hole(
+    store: Store, facts: RunFacts, attempt: int, chunks: list[ChunkRow], known: AttemptFacts | None
+) -> None:
+    """Raise Damaged where samples that were committed can't be found.
+
+    Each chunk says how many samples its attempt had before it. Chunks outside the steps in view are counted.
+
+    known  the attempt as of a commit before the chunks were read, where they go on to its end
+    """
+
+    def missing_before(count: int, ord: int) -> Damaged:
+        return Damaged(
+            f"{store.path}: {count} samples of run {facts.run}, attempt {attempt}, are missing before chunk {ord}; "
+            f"see `losscast monitor repair`"
+        )
+
+    seen = at = 0
+    for chunk in chunks:
+        if chunk.before != seen:
+            seen += store.count_between(facts.run_id, attempt, at, chunk.ord)
+            if chunk.before != seen:
+                raise missing_before(chunk.before - seen, chunk.ord)
+        seen, at = chunk.before + chunk.n, chunk.ord
+    if known is not None and seen < known.samples:
+        seen += store.count_between(facts.run_id, attempt, at, 2**62)
+        if seen < known.samples:
+            raise missing_before(known.samples - seen, at + 1)
+
+
+def _with_bands(whole: Columns, bands: list[Columns]) -> Columns:
+    if not bands:
+        return whole
+    band = join(bands, BAND)
+    seq = band.get("seq")
+    order = np.argsort(seq, kind="stable")
+    seq = seq[order]
+    wanted = whole.get("seq")
+    at = np.minimum(np.searchsorted(seq, wanted), len(seq) - 1)
+    hit = seq[at] == wanted
+    of = dict(whole.of)
+    for name in BAND[2:]:
+        column = band.get(name)[order][at]
+        column[~hit] = np.nan
+        of[name] = column
+    return Columns(whole.n, of, whole.extra)
+
+
+def thin(columns: Columns, most: int) -> NDArray[np.intp]:
+    """Positions of about `most` samples: of each bucket of equally many, the lowest loss, the highest, and one
+    that is not finite; a spike of a single step is never lost. The first and the last are always there."""
+    n = columns.n
+    if most <= 0 or n <= most:
+        return np.arange(n)
+    buckets = max(1, (most - 2) // 3)
+    loss = columns.get("loss")
+    edges = np.unique(np.linspace(0, n, buckets + 1).astype(np.int64))
+    starts = edges[:-1]
+    finite = np.isfinite(loss)
+    kept = [np.array([0, n - 1])]
+    size = int(np.diff(edges).max())
+    pad = starts[:, None] + np.arange(size)[None, :]
+    inside = pad < edges[1:, None]
+    pad = np.minimum(pad, n - 1)
+    ok = inside & finite[pad]
+    some = ok.any(axis=1)
+    low = np.where(ok, loss[pad], np.inf).argmin(axis=1)
+    high = np.where(ok, loss[pad], -np.inf).argmax(axis=1)
+    rows = np.arange(len(starts))
+    kept += [pad[rows, low][some], pad[rows, high][some]]
+    bad = inside & ~finite[pad]
+    lost = bad.any(axis=1)
+    kept.append(pad[rows, bad.argmax(axis=1)][lost])
+    return np.unique(np.concatenate(kept))
+
+
+def thinned(columns: Columns, most: int) -> Columns:
+    """The samples that `thin` keeps, with the column `mean`: the mean finite loss of the bucket each stands in."""
+    kept = thin(columns, most)
+    if len(kept) == columns.n:
+        return columns
+    n, loss = columns.n, columns.get("loss")
+    edges = np.unique(np.linspace(0, n, max(1, (most - 2) // 3) + 1).astype(np.int64))
+    finite = np.isfinite(loss)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.add.reduceat(np.where(finite, loss, 0.0), edges[:-1]) / np.add.reduceat(
+            finite, edges[:-1], dtype=np.int64
+        )
+    out = columns.take(kept)
+    out.of["mean"] = mean[np.minimum(np.searchsorted(edges, kept, side="right") - 1, len(mean) - 1)]
+    return out
+
+
+def rows(parts: list[tuple[int, Columns]], block: int = 5000) -> Iterator[list[dict[str, Any]]]:
+    """Samples as the API gives them, `block` at a time. Missing values are null, non-finite ones spelled."""
+    for attempt, columns in parts:
+        for start in range(0, columns.n, block):
+            yield _rows(attempt, columns.take(slice(start, start + block)))
+
+
+def _rows(attempt: int, columns: Columns) -> list[dict[str, Any]]:
+    none = [None] * columns.n
+    cells_of = [
+        none if (column := columns.of.get(name)) is None else _values(column, name in BAND) for name in FIELDS
+    ]
+    out = []
+    for cells in zip(*cells_of, strict=True):
+        row = dict[str, Any](zip(FIELDS, cells, strict=True))
+        row["step"] = int(cells[0])
+        row["attempt"] = attempt
+        out.append(row)
+    mean = columns.of.get("mean")
+    if mean is not None:
+        for row, value in zip(out, mean.tolist(), strict=True):
+            row["mean"] = value if value - value == 0 else None
+    if columns.extra:
+        for row, seq in zip(out, columns.get("seq").tolist(), strict=True):
+            more = columns.extra.get(int(seq))
+            if more:
+                row["extra"] = more
+    return out
+
+
+def _values(column: NDArray[np.float64], band: bool) -> list[Any]:
+    values: list[Any] = column.tolist()
+    odd = np.flatnonzero(~np.isfinite(column))
+    if len(odd):
+        absent = missing(column)
+        for i in odd.tolist():
+            v = values[i]
+            values[i] = (
+                None
+                if absent[i] or (band and v != v)
+                else "NaN"
+                if v != v
+                else "Infinity"
+                if v > 0
+                else "-Infinity"
+            )
+    return values
+
+
+assert set(FIELDS[:-4]) | {"seq"} == set(COLUMNS)
