@@ -1,4 +1,5 @@
-"""What a launch may fail with. A message says what, where, why and what to do instead."""
+"""What a launch may fail with. A message says what, where, why and what to do instead, and `one_line` is how others' errors
+become part of one."""
 
 
 class WrongInput(ValueError):
@@ -17,3 +18,15 @@ class Held(RuntimeError):
     """Somebody else holds the run. The message says who, and since when."""
 
     exit_status = 75
+
+
+def one_line(said: object, most: int = 300, *, first: bool = False) -> str:
+    """An error, or what something said, as one line of at most `most` characters; an error without words by its type's name.
+
+    first   its first line that is not empty, for libraries that put a trace after it
+    """
+    lines = [" ".join(line.split()) for line in str(said).splitlines() if line.strip()]
+    text = " ".join(lines[:1] if first else lines)
+    if not text and isinstance(said, BaseException):
+        return type(said).__name__
+    return text if len(text) <= most else text[: most - 4] + " ..."

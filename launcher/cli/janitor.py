@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def one_round(args: argparse.Namespace) -> int:
     """Look at every run once. A run that can't be cleaned is said, and the others go on."""
     from infra.objects import Missing
-
-    from launcher.errors import Failed, WrongInput
+    from launcher.errors import Failed, WrongInput, one_line
     from launcher.storage.checkpoints import retain
     from launcher.storage.remote import store_of
     from launcher.storage.runlog import RunLog
@@ -65,7 +64,7 @@ def one_round(args: argparse.Namespace) -> int:
             gone = retain(store, RunLog(store, folder.name), keep, args.every_nth, dry=args.dry_run)
         except (OSError, Failed, WrongInput, Missing, ValueError, KeyError) as error:
             bad += 1
-            print(f"{folder.address}: left as it is: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{folder.address}: left as it is: {one_line(error)}", file=sys.stderr)
             continue
         answers.append(
             {"run": folder.name, "keep": keep, "deleted": [store.where(prefix) for prefix in gone]}

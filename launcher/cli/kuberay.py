@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import one_line
+
 
 def ours(run: str) -> Any:
     """The spec of a run that is on Kubernetes: from its run.yaml, or its name as this machine submitted it. None for others."""
@@ -45,9 +47,7 @@ def may_submit_there(spec: Any) -> None:
         except (Held, WrongInput):
             raise
         except Exception as error:  # whatever the storage's library raises
-            _say(
-                f"warning: {spec.checkpoints.url} can't be read from here: {' '.join(str(error).split())[:200]}"
-            )
+            _say(f"warning: {spec.checkpoints.url} can't be read from here: {one_line(error, 200)}")
 
 
 def hand_over(
@@ -171,7 +171,7 @@ def _stored_log(spec: Any) -> str | None:
         newest = min(logs, key=lambda key: store.age_s(key) or 0.0, default=None)
         return None if newest is None else store.get(newest).decode(errors="replace")
     except Exception as error:  # whatever the storage's library raises
-        _say(f"warning: {spec.checkpoints.url} can't be read from here: {' '.join(str(error).split())[:200]}")
+        _say(f"warning: {spec.checkpoints.url} can't be read from here: {one_line(error, 200)}")
         return None
 
 
@@ -223,7 +223,7 @@ def _stored(spec: Any) -> dict[str, Any]:
         said = answer(facts_of(folder), "")
     except Exception as error:  # whatever the storage's library raises: the cluster's word stands alone then
         print(
-            f"warning: {spec.checkpoints.url} can't be read from here: {' '.join(str(error).split())[:200]}",
+            f"warning: {spec.checkpoints.url} can't be read from here: {one_line(error, 200)}",
             file=sys.stderr,
         )
         return {}

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from launcher.errors import WrongInput
+from launcher.errors import WrongInput, one_line
 
 State = Literal["pass", "warn", "fail", "skip"]
 DEADLINE_S = 9.0
@@ -259,7 +259,3 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
-
-
-def one_line(error: Any) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

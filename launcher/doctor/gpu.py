@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from launcher.doctor.checks import DEADLINE_S, Finding, State, one_line
+from launcher.doctor.checks import DEADLINE_S, Finding, State
+from launcher.errors import one_line
 from launcher.spec.model import RunSpec
 
 

@@ -12,7 +12,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.doctor.checks import RAY_WITH_AUTH, SKEW_S, Finding, State, one_line
+from launcher.doctor.checks import RAY_WITH_AUTH, SKEW_S, Finding, State
+from launcher.errors import one_line
 from launcher.spec.model import RunSpec
 
 TIMEOUT_S = 4.0
@@ -69,7 +70,6 @@ def ray_findings(spec: RunSpec | None, local: Any, settings: Mapping[str, str]) 
 def storage(url: str) -> list[Finding]:
     """Write, the lease's put-if-absent, read and delete, on one scratch key."""
     from infra.objects import Exists, Missing
-
     from launcher.storage.store import open_store
 
     fix = (

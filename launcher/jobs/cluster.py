@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Failed
+from launcher.errors import Failed, one_line
 
 TIMEOUT_S = 15.0
 STATE_LIMIT = 10_000
@@ -165,7 +165,7 @@ class Cluster:
             with opener.open(request, timeout=timeout_s) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            said = _line(error.read(4096).decode("utf-8", "replace")) or error.reason
+            said = one_line(error.read(4096).decode("utf-8", "replace")) or error.reason
             if error.code in (401, 403):
                 raise Refused(
                     f"{self.address} refuses our token ({error.code}). Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
@@ -175,7 +175,7 @@ class Cluster:
                 raise Unknown(f"{self.address}: {said}") from None
             raise Failed(f"{self.address}: {error.code} {said}") from None
         except (OSError, ValueError) as error:
-            why = _line(str(getattr(error, "reason", error))) or type(error).__name__
+            why = one_line(getattr(error, "reason", error)) or type(error).__name__
             raise Failed(
                 f"no Ray cluster answers at {self.address}: {why}. Is it up, and is this its dashboard's address?"
             ) from None
@@ -183,7 +183,7 @@ class Cluster:
             return json.loads(text) if text else None
         except ValueError:
             raise Failed(
-                f"{self.address} answers, and not as a Ray dashboard does: {_line(text[:80].decode('utf-8', 'replace'))!r}"
+                f"{self.address} answers, and not as a Ray dashboard does: {one_line(text[:80].decode('utf-8', 'replace'))!r}"
             ) from None
 
     def _url(self) -> str:
@@ -198,7 +198,7 @@ class Cluster:
                 f"{self.address}: a ray:// address needs ray here: pip install 'losscast[train]'. Or give the dashboard's http:// address."
             ) from None
         except Exception as error:
-            raise Failed(f"no Ray cluster answers at {self.address}: {_line(str(error))}") from error
+            raise Failed(f"no Ray cluster answers at {self.address}: {one_line(error)}") from error
         return self.address
 
     def _submit_with_files(self, job: Mapping[str, Any]) -> None:
@@ -211,7 +211,7 @@ class Cluster:
         try:
             JobSubmissionClient(address, headers=self._headers).submit_job(**job)
         except Exception as error:
-            raise Failed(f"{self.address} refused the job: {_line(str(error))}") from error
+            raise Failed(f"{self.address} refused the job: {one_line(error)}") from error
         finally:
             if theirs is not None:
                 os.environ["RAY_ADDRESS"] = theirs
@@ -294,7 +294,7 @@ def autoscaler_words(status: Mapping[str, Any]) -> str:
     if failed:
         said.append("failed: " + ", ".join(" ".join(str(p) for p in node) for node in failed[:8]))
     if status.get("autoscalingError"):
-        said.append(_line(str(status["autoscalingError"])))
+        said.append(one_line(status["autoscalingError"]))
     return "; ".join(said)
 
 
@@ -318,7 +318,3 @@ def _job(said: Mapping[str, Any]) -> Job:
 def _is_folder(value: Any) -> bool:
     values = value if isinstance(value, (list, tuple)) else [value]
     return any(isinstance(v, str) and "://" not in v and os.path.exists(v) for v in values)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]

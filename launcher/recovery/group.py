@@ -22,7 +22,7 @@ from ray import exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launcher.errors import Failed, Held, WrongInput
+from launcher.errors import Failed, Held, WrongInput, one_line
 from launcher.recovery.elastic import fewest_ranks
 from launcher.recovery.failures import RankFailed, blame, seen_in
 from launcher.recovery.hang import hung, stacks, suspects
@@ -99,6 +99,10 @@ class Member:
     def look(self) -> tuple[Pulse, bool]:
         """The rank's pulse, and whether its host has notice."""
         return self._rank.pulse(), bool(self._sentry and self._sentry.last)
+
+    def save(self) -> None:
+        """Commit at the next step and go on."""
+        self._rank.ask_to_save()
 
     def stop(self) -> None:
         """Commit at the next step and end."""
@@ -248,7 +252,9 @@ class Group:
             except exceptions.RayError as error:
                 slot.failures += 1
                 if slot.failures >= START_FAILURES:
-                    raise Failed(f"a rank's process ends before it starts: {_line(error)}") from error
+                    raise Failed(
+                        f"a rank's process ends before it starts: {one_line(error, first=True)}"
+                    ) from error
                 self._hire(slot)
 
     def assemble(self) -> int:
@@ -373,7 +379,7 @@ class Group:
         except exceptions.RayActorError as error:
             return self._actor_gone(rank, error)
         except exceptions.RayError as error:
-            return RankFailed(rank, "raised", _line(error))
+            return RankFailed(rank, "raised", one_line(error, first=True))
         if answer.get("raised", {}).get("superseded"):
             raise Held(answer["raised"]["message"])
         return seen_in(rank, answer, notice=self._used[rank].notice) or answer
@@ -384,7 +390,7 @@ class Group:
         slot.dead = True
         slot.lost = _home(slot).node not in self._alive()
         cause = "preempted" if slot.notice else "host_lost" if slot.lost else "killed"
-        what = f"host {_home(slot).host} was lost" if slot.lost else _line(error)
+        what = f"host {_home(slot).host} was lost" if slot.lost else one_line(error, first=True)
         return RankFailed(rank, cause, what)
 
     def _echoes(self, pending: dict[Any, int]) -> list[RankFailed]:
@@ -449,6 +455,11 @@ class Group:
 
     # between attempts
 
+    def save(self) -> None:
+        """Have the attempt commit at its next step and go on. One rank's wish is enough, and two could make two of it."""
+        for slot in self._used[:1]:
+            slot.member.save.remote()
+
     def stop(self) -> None:
         """Have the attempt commit at its next step and end."""
         for slot in self._used:
@@ -484,8 +495,3 @@ class Group:
 def _home(slot: Slot) -> Home:
     assert slot.home is not None, "only slots that are ready are used"
     return slot.home
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
