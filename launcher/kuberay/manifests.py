@@ -14,7 +14,8 @@ retries     losscast restarts ranks by itself and counts them (`policy.max_resta
 twice       an entrypoint may run twice; the run's log lets one of the two write. Its submission id is the run's, so a
             retry takes over and a stranger's submission exits 75
 end         GPUs are given back a minute after the job ends: what it printed is with the run by then
-eviction    preStop asks the ranks for a checkpoint and waits for it; the grace period is longer than that wait
+eviction    preStop asks the ranks for a checkpoint and waits for it; the grace period is longer than that wait. Where
+            `kubernetes.env` names LOSSCAST_SCHEDULED_EVENTS the workers ask Azure too, and the policy lets them
 security    PodSecurity `restricted`: no root, no writable image, no capabilities. InfiniBand needs locked memory; without
             the IPC_LOCK capability the nodes must allow it (docs/azure.md)
 
@@ -22,6 +23,7 @@ Names, lengths and combinations that KubeRay or Kueue refuse only after creation
 mended (`launcher.kuberay.pods.job_name`). Written for KubeRay 1.5 or newer and Kueue 0.15 or newer.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ from launcher.kuberay.pods import (
     head_pod,
     job_name,
     labels_of,
+    notices_at,
     submitter_pod,
     worker_pod,
 )
@@ -145,7 +148,8 @@ def _ray_job(spec: RunSpec, k8s: Kubernetes, text: str) -> dict[str, Any]:
 def _network_policy(spec: RunSpec, k8s: Kubernetes) -> dict[str, Any]:
     """In: the run's own pods, the operator on the dashboard, Prometheus on the metrics. Out: the run's own pods, DNS,
     HTTPS (storage, identity) and the monitor's port. Neighbouring runs can't reach each other, and nothing reaches the
-    machine's metadata address, which would hand out the node's own identity."""
+    machine's metadata address, which would hand out the node's own identity: but where run.yaml asks for
+    notices of eviction, which are at that address too: a policy sees no further than addresses and ports."""
     own = {"podSelector": {"matchLabels": {RUN_LABEL: labels_of(spec)[RUN_LABEL]}}}
 
     def anywhere(role: str) -> list[dict[str, Any]]:
@@ -161,6 +165,12 @@ def _network_policy(spec: RunSpec, k8s: Kubernetes) -> dict[str, Any]:
         port = int(found[2] or (443 if found[1] == "https" else 80)) if found else 443
         if port != 443:
             egress.append({"ports": [{"protocol": "TCP", "port": port}]})
+    notices = notices_at(k8s)
+    if notices is not None:
+        address, port = ipaddress.ip_network(notices[0]), notices[1]
+        egress.append(
+            {"to": [{"ipBlock": {"cidr": str(address)}}], "ports": [{"protocol": "TCP", "port": port}]}
+        )
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

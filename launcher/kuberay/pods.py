@@ -5,9 +5,11 @@ starts. Ray's token is put in by the operator; ours would win over it, so there 
 """
 
 import hashlib
+import ipaddress
 import math
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher.jobs.job import QUIET
 from launcher.spec.model import Kubernetes, RunSpec
@@ -24,6 +26,8 @@ NAME_LIMIT = 47
 COMMIT_BYTES_PER_S = 0.25e9
 """A node's slowest upload of a checkpoint that the grace period still covers."""
 RUN_LABEL = "losscast/run"
+EVENTS = "LOSSCAST_SCHEDULED_EVENTS"
+"""Variable of `launcher.recovery.preempt`: the address that tells of evictions, or `off`."""
 MOUNT_LIMITS = {"tmp": "20Gi", "home": "10Gi"}
 
 
@@ -47,6 +51,20 @@ def disk_gib(spec: RunSpec) -> int:
     whose size the spec does not tell; so nothing limits what a pod may use."""
     share = (checkpoint_bytes(spec) or 0.0) / spec.cluster.nodes.max
     return 20 + math.ceil(3 * share / 2**30)
+
+
+def notices_at(k8s: Kubernetes) -> tuple[str, int] | None:
+    """IP address and port where run.yaml has the workers ask for notices of eviction; None where they don't ask.
+
+    Azure's are at the metadata address, which hands out the node's own identity to whoever reaches it: so it is opened to a
+    run only where its own `kubernetes.env` names it.
+    """
+    found = urlsplit(k8s.env.get(EVENTS, ""))
+    try:
+        address = ipaddress.ip_address(found.hostname or "")
+        return str(address), found.port or (443 if found.scheme == "https" else 80)
+    except ValueError:  # off, nothing, or a name, which a policy can't let through
+        return None
 
 
 def labels_of(spec: RunSpec) -> dict[str, str]:
@@ -235,7 +253,7 @@ def _env(spec: RunSpec, k8s: Kubernetes) -> list[dict[str, Any]]:
         "HOME": HOME,
         "LOSSCAST_CACHE": f"{WORK}/cache",
         "LOSSCAST_RUN": f"{spec.checkpoints.url.rstrip('/')}/{spec.name}",
-        "LOSSCAST_SCHEDULED_EVENTS": "off",  # pods can't reach it; the node's drain and preStop tell of an eviction
+        EVENTS: "off",  # the node's drain and preStop tell of an eviction; `notices_at` opens the way to hear it earlier
         "LOSSCAST_WORK": f"{WORK}/work",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TORCH_EXTENSIONS_DIR": "/opt/torch_extensions" if spec.cluster.gpus_per_node else f"{HOME}/torch",

@@ -3,9 +3,10 @@
     python -m launcher.kuberay.prestop SECONDS
 
 A preStop hook: the kubelet waits for it before it signals the container. It sends the pod's training processes the signal
-that asks for a checkpoint (`launcher.training.warm`); one rank that was asked makes all of them commit, at their next step. Then it
-looks at the run's log until a newer commit is there. The head has no ranks: it only waits, so that a driver that is needed
-for the commit outlives it. Exit status is 0 whatever happened, since the pod goes either way.
+that asks for a checkpoint (`launcher.training.warm`); one rank that was asked makes all of them commit, at their next step. The
+head has no ranks: there the driver gets the same signal, and asks a rank (`launcher.recovery.driver`). Then it looks at the run's
+log until a newer commit is there, so that driver and ranks outlive it. Only processes that catch the signal get it: it would end
+one that does not yet. Exit status is 0 whatever happened, since the pod goes either way.
 
     LOSSCAST_RUN   address of the run: a folder, or az://...
 """
@@ -33,8 +34,19 @@ def ranks(proc: Path = Path("/proc")) -> list[int]:
     return sorted(pid for pid in warm if _parent(proc, pid) in warm)
 
 
-def driver_lives(proc: Path = Path("/proc")) -> bool:
-    return any(DRIVER in command for _, command in _commands(proc))
+def drivers(proc: Path = Path("/proc")) -> list[int]:
+    """Processes of this container that drive a job."""
+    return sorted(pid for pid, command in _commands(proc) if DRIVER in command)
+
+
+def listens(proc: Path, pid: int, number: int = signal.SIGUSR1) -> bool:
+    """Whether a process has a handler for a signal."""
+    try:
+        lines = proc.joinpath(str(pid), "status").read_text().splitlines()
+        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+    except (OSError, StopIteration, IndexError, ValueError):
+        return False
 
 
 def _commands(proc: Path) -> Iterator[tuple[int, bytes]]:
@@ -74,11 +86,11 @@ def wait_for_commit(
     count   commits of the run so far; an OSError is tried again
     """
     deadline = time.monotonic() + seconds
-    training = ranks(proc)
-    if not training and not driver_lives(proc):
+    training, driving = ranks(proc), drivers(proc)
+    if not training and not driving:
         return True
     before = _tried(count)
-    for pid in training:
+    for pid in filter(lambda pid: listens(proc, pid), [*training, *driving]):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGUSR1)
     while time.monotonic() < deadline:
@@ -87,7 +99,7 @@ def wait_for_commit(
             return True
         if before is None:
             before = now
-        if not ranks(proc) and not driver_lives(proc):
+        if not ranks(proc) and not drivers(proc):
             return False
         time.sleep(interval_s)
     return False

@@ -3,11 +3,13 @@
     python -m launcher.recovery.driver RUN_FOLDER SUBMISSION
 
 Exit status: 0 finished or stopped on request, 1 failed, 2 wrong input, 75 somebody else holds the run.
+SIGUSR1 has the ranks commit a checkpoint at their next step and go on: what a pod that has to go sends (`launcher.kuberay.prestop`).
 A Ray job's entrypoint may be started twice; the run's log lets only one of the two go on.
 """
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -77,6 +79,11 @@ class Driver:
         self._looked = 0.0
         self._growing = False
         self._began, self._from = 0.0, 0
+        self._saving = False
+
+    def save(self) -> None:
+        """Have the attempt that trains, or else the next one, commit a checkpoint. For a signal's handler: returns at once."""
+        self._saving = True
 
     def run(self, owner: Any) -> int:
         """Attempts until the run is finished, stopped or given up. Returns the exit status; raises LeaseGone."""
@@ -153,6 +160,10 @@ class Driver:
         self.ledger.saw(seen.reached, now, seen.age_s)
         if self.owner.lost is not None:
             raise LeaseGone(self.owner.lost)
+        if self._saving:
+            self._saving = False
+            say(f"{self.spec.name}: asked for a checkpoint: at the next step")
+            self.group.save()
         if self.adviser is not None:
             ask = self.adviser.ask(
                 self._began, self._from, seen.reached, lambda: oldest_commit(self.folder), self.rollbacks
@@ -258,6 +269,7 @@ def drive(folder: RunFolder, submission: str) -> int:
                 raise
             try:
                 driver = driver or Driver(folder, spec)
+                signal.signal(signal.SIGUSR1, lambda number, frame, ours=driver: ours.save())
                 return driver.run(owner)
             except LeaseGone as gone:
                 # somebody else has it, and then `take` says who; or storage was away for longer than the lease lasts

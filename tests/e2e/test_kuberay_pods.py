@@ -1,5 +1,5 @@
-"""What a RayJob starts, on a real Ray here: the entrypoint trains the run it carries, the preStop hook has a checkpoint
-committed in the middle, and a second start of the same job (KubeRay's retry) trains nothing twice.
+"""What a RayJob starts, on a real Ray here: the entrypoint trains the run it carries, the preStop hook of a worker and then
+that of the head have a checkpoint committed in the middle, and a second start of the same job (KubeRay's retry) trains nothing twice.
 
 What Kubernetes does around it is not here: its pods are one machine.
 """
@@ -23,7 +23,7 @@ from launcher.errors import Failed  # noqa: E402
 from launcher.jobs import local_ray  # noqa: E402
 from launcher.jobs.cluster import Cluster  # noqa: E402
 from launcher.kuberay.manifests import manifests  # noqa: E402
-from launcher.kuberay.prestop import commits, wait_for_commit  # noqa: E402
+from launcher.kuberay.prestop import commits, drivers, listens, ranks, wait_for_commit  # noqa: E402
 from launcher.spec.model import RunSpec  # noqa: E402
 from launcher.storage.runfolder import RunFolder, last_step, read_json  # noqa: E402
 
@@ -57,7 +57,7 @@ def test_from_the_manifest_to_a_finished_run(head: local_ray.Head, tmp_path: Pat
         {
             "name": "pods", "workload": {"layers": 2, "width": 32, "heads": 2, "context": 64},
             "data": {"path": "stdlib", "holdout_tokens": 4096},
-            "train": {"tokens": 256 * 300, "batch_tokens": 256, "lr": 0.01},
+            "train": {"tokens": 256 * 400, "batch_tokens": 256, "lr": 0.01},
             "parallel": {"dp": 2}, "checkpoints": {"url": str(runs), "every_steps": 10_000},
             "cluster": {"to": "kuberay"},
             "kubernetes": {"image": "i", "volumes": [{"claim": "runs", "path": str(runs)}]},
@@ -111,24 +111,36 @@ def test_from_the_manifest_to_a_finished_run(head: local_ray.Head, tmp_path: Pat
         "five steps",
     )
     assert state("first") == "RUNNING", cluster.log("first")
-    ours = set(local_ray.descendants(head.pid))
     # in a pod every process is the run's own; here only those below our Ray are
-    signalled: list[int] = []
+    ours = set(local_ray.descendants(head.pid))
+    training, driving = ours & set(ranks()), ours & set(drivers())
+    assert (
+        len(training) == 2
+        and len(driving) == 1
+        and all(listens(Path("/proc"), pid) for pid in training | driving)
+    )
 
-    def kill(pid: int, number: int) -> None:
-        if pid in ours:
-            signalled.append(pid)
-            os.kill(pid, number)
+    def evict(pod: set[int]) -> list[int]:
+        """The hook of a pod that holds these processes: whom it signalled."""
+        signalled: list[int] = []
+
+        def kill(pid: int, number: int) -> None:
+            if pid in pod:
+                signalled.append(pid)
+                os.kill(pid, number)
+
+        assert wait_for_commit(60, lambda: commits(str(folder.path)), kill=kill)
+        return sorted(signalled)
 
     assert commits(str(folder.path)) == 0
-    assert wait_for_commit(60, lambda: commits(str(folder.path)), kill=kill)
-    assert len(signalled) == 2 and commits(str(folder.path)) == 1, (
-        "both ranks were asked and committed together, once"
+    assert evict(training) == sorted(training) and commits(str(folder.path)) == 1, (
+        "both ranks of a worker were asked and committed together, once"
     )
+    assert evict(driving) == sorted(driving) and commits(str(folder.path)) == 2, "the head has no rank to ask"
     until(lambda: state("first") in ("FAILED", "SUCCEEDED"), "the end", 240)
     assert state("first") == "SUCCEEDED", cluster.log("first")
     result = read_json(folder.result)
-    assert result is not None and result["steps"] == 300 and folder.attempts() == [1]
+    assert result is not None and result["steps"] == 400 and folder.attempts() == [1]
     end = json.loads((folder.path / "output" / f"pods-{spec.digest[7:15]}.end.json").read_text())
     assert end["status"] == 0
 

@@ -210,6 +210,31 @@ def test_the_runs_own_pods_are_all_that_may_talk_to_each_other() -> None:
     assert [p["port"] for ports in everywhere for p in ports] == [443, 8700]
 
 
+def test_notices_of_eviction_are_reached_where_run_yaml_names_them_and_nowhere_else(core: Any) -> None:
+    """What the pods are told to ask is what `launcher.recovery.preempt` asks, and what the policy lets them reach."""
+    from launcher.recovery.preempt import METADATA
+
+    def rules(env: dict[str, str]) -> list[Any]:
+        policy, job = manifests(spec_of("gpt-7b-64xH100", kubernetes={"env": env}))
+        assert list(core(policy)) == []
+        pod = templates(job)["worker"]["spec"]["containers"][0]["env"]
+        assert {
+            "name": "LOSSCAST_SCHEDULED_EVENTS",
+            "value": env.get("LOSSCAST_SCHEDULED_EVENTS", "off"),
+        } in pod
+        return [rule for rule in policy["spec"]["egress"] if "ipBlock" in rule.get("to", [{}])[0]]
+
+    assert rules({}) == rules({"LOSSCAST_SCHEDULED_EVENTS": "off"}) == []
+    assert rules({"LOSSCAST_SCHEDULED_EVENTS": METADATA}) == [
+        {"to": [{"ipBlock": {"cidr": "169.254.169.254/32"}}], "ports": [{"protocol": "TCP", "port": 80}]}
+    ]
+    elsewhere = rules({"LOSSCAST_SCHEDULED_EVENTS": "https://[fd00::7]:8443/x"})
+    assert elsewhere == [
+        {"to": [{"ipBlock": {"cidr": "fd00::7/128"}}], "ports": [{"protocol": "TCP", "port": 8443}]}
+    ]
+    assert rules({"LOSSCAST_SCHEDULED_EVENTS": "http://a-name:99999/x"}) == []
+
+
 def test_the_users_environment_wins_and_infiniband_is_asked_for() -> None:
     worker = templates(manifests(spec_of("gpt-7b-64xH100", kubernetes={"env": {"NCCL_DEBUG": "INFO"}}))[1])[
         "worker"

@@ -12,7 +12,7 @@ import pytest
 from launcher.kuberay import entry as kuberay_entry
 from launcher.kuberay import prestop as kuberay_prestop
 from launcher.kuberay.entry import drive, final, main, prepare
-from launcher.kuberay.prestop import driver_lives, ranks, wait_for_commit
+from launcher.kuberay.prestop import drivers, listens, ranks, wait_for_commit
 from launcher.spec.file import read_spec
 from launcher.storage.runfolder import read_json, write_whole
 
@@ -140,13 +140,16 @@ def test_a_signal_reaches_the_driver(tmp_path: Path) -> None:
     assert entry.wait(20) == 42
 
 
-def processes(tmp_path: Path, *rows: tuple[int, int, str]) -> Path:
-    """A /proc of (pid, parent, command line)."""
+def processes(tmp_path: Path, *rows: tuple[int, int, str], deaf: bool = False) -> Path:
+    """A /proc of (pid, parent, command line); deaf ones handle no signal."""
     for pid, parent, command in rows:
         folder = tmp_path / "proc" / str(pid)
         folder.mkdir(parents=True, exist_ok=True)
         folder.joinpath("cmdline").write_bytes(command.replace(" ", "\0").encode())
         folder.joinpath("stat").write_text(f"{pid} (a ) b) S {parent} 0 0")
+        folder.joinpath("status").write_text(
+            f"Name:\ta\nSigCgt:\t{'0' * 16 if deaf else '0000000000000a00'}\n"
+        )
     return tmp_path / "proc"
 
 
@@ -155,19 +158,38 @@ def test_only_what_trains_is_signalled_and_a_new_commit_ends_the_wait(tmp_path: 
         tmp_path, (10, 1, "ray::Member"), (11, 10, "python -m launcher.training.warm 3 4"), (12, 11, "python -m launcher.training.warm 3 4"),
         (13, 12, "python -c data_loader"),
     )  # fmt: skip
-    assert ranks(proc) == [12] and not driver_lives(proc)
+    assert ranks(proc) == [12] and not drivers(proc)
     sent: list[tuple[int, int]] = []
     counts = iter([4, 4, 5])
     assert wait_for_commit(60, lambda: next(counts), proc=proc, kill=lambda *a: sent.append(a), interval_s=0)
     assert sent == [(12, signal.SIGUSR1)], "the process it was forked from would die of it"
 
 
-def test_the_head_waits_for_the_commit_and_signals_nobody(tmp_path: Path) -> None:
+def test_the_heads_driver_is_asked_and_waited_for(tmp_path: Path) -> None:
     proc = processes(tmp_path, (5, 1, "python -m launcher.recovery.driver az://a/b/c/run run-00"))
+    sent: list[tuple[int, int]] = []
     counts = iter([0, 1])
-    assert wait_for_commit(
-        60, lambda: next(counts), proc=proc, kill=lambda *a: pytest.fail("signalled"), interval_s=0
+    assert wait_for_commit(60, lambda: next(counts), proc=proc, kill=lambda *a: sent.append(a), interval_s=0)
+    assert sent == [(5, signal.SIGUSR1)]
+
+
+def test_what_does_not_handle_the_signal_yet_is_not_killed_by_it(tmp_path: Path) -> None:
+    proc = processes(tmp_path, (5, 1, "python -m launcher.recovery.driver /runs/a a-00"), deaf=True)
+    assert not wait_for_commit(
+        0.05, lambda: 0, proc=proc, kill=lambda *a: pytest.fail("signalled"), interval_s=0.01
     )
+
+
+def test_a_handler_is_seen_in_a_real_process() -> None:
+    code = "import signal, sys; {}print(1, flush=True); sys.stdin.read()"
+    for given, expected in (("", False), ("signal.signal(signal.SIGUSR1, print); ", True)):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code.format(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None and child.stdout.readline() == b"1\n"
+        assert listens(Path("/proc"), child.pid) is expected
+        child.communicate()
+    assert not listens(Path("/proc"), 2**22 + 1)
 
 
 def test_a_pod_that_trains_nothing_goes_at_once_and_a_storage_that_is_away_holds_it_no_longer_than_it_may(
