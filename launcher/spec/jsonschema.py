@@ -7,9 +7,7 @@ import ast
 import inspect
 from typing import Any
 
-from pydantic import BaseModel
-
-from launcher.spec import model as spec_module
+from launcher.spec import cluster, model, workload
 from launcher.spec.model import RunSpec
 
 
@@ -44,11 +42,13 @@ def _standard(node: Any) -> Any:
 
 
 def _documents() -> dict[tuple[str, str], str]:
-    """(model, key) to the text under the key in `launcher.spec.model`."""
+    """(section, key) to the text under the key, where the section's class is written."""
     found: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(spec_module)).body:
-        model = getattr(spec_module, node.name, None) if isinstance(node, ast.ClassDef) else None
-        if not (inspect.isclass(model) and issubclass(model, BaseModel) and isinstance(node, ast.ClassDef)):
+    written = [
+        node for module in (workload, cluster, model) for node in ast.parse(inspect.getsource(module)).body
+    ]
+    for node in written:
+        if not isinstance(node, ast.ClassDef):
             continue
         key = None
         for item in node.body:

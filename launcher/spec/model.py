@@ -10,108 +10,32 @@ Types check one key at a time; combinations are checked by `launcher.spec.checks
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from launcher.errors import WrongInput
+from launcher.spec.cluster import Cluster, Kubernetes, Nodes, Toleration, Volume
+from launcher.spec.keys import (
+    AZ_URL,
+    NAME,
+    Count,
+    Natural,
+    Part,
+    Positive,
+    Ranks,
+    Rate,
+    Text,
+    as_tuple,
+    whole,
+)
+from launcher.spec.workload import Entrypoint, Gpt, Workload, which_workload
 
-NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-AZ_URL = re.compile(r"az://[a-z0-9]{3,24}/[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9])(?:/[^\s]*)?")
-"""az://account/container[/prefix]: Azure's own rules for account and container names."""
-
-
-def _whole(value: Any) -> Any:
-    """2.5e9 is a float to YAML and a count to us; 2.5 stays what it is and is refused."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Count = Annotated[int, Field(le=2**53), BeforeValidator(_whole)]
-"""Exact as a float too, since it travels as JSON."""
-Positive = Annotated[Count, Field(ge=1)]
-Natural = Annotated[Count, Field(ge=0)]
-Ranks = Annotated[Count, Field(ge=1, le=1_000_000)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Part(BaseModel):
-    """A section of run.yaml: frozen, refuses unknown keys, converts nothing silently."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Gpt(Part):
-    """The built-in decoder-only transformer. No biases, norms without a gain."""
-
-    kind: Literal["gpt"] = "gpt"
-    """The built-in model."""
-    layers: Annotated[Positive, Field(le=1000)]
-    """Transformer blocks."""
-    width: Annotated[Positive, Field(le=1_000_000)]
-    """Residual stream, in features."""
-    heads: Positive
-    """Attention heads; `width` must divide by it."""
-    context: Positive
-    """Tokens in a sequence."""
-    vocab: Annotated[Count, Field(ge=2)] | None = None
-    """Size of the vocabulary; with `tokenizer: bytes` it is 256 and may be left out."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """How a token knows its place: turned queries and keys, or a learned vector each."""
-    tied: bool = True
-    """The output head is the token embedding."""
-    mlp_ratio: Annotated[Positive, Field(le=64)] = 4
-    """Hidden features of the feed-forward layer, over `width`."""
-    patch: Literal[1, 2, 4] | None = None
-    """Side of an image's patches, in pixels: the decoder reads an image (data.path: digits) before its text."""
-
-
-class Entrypoint(Part):
-    """The user's own training: a function or a script, called once on every rank. See `launcher.training.userrun`."""
-
-    kind: Literal["entrypoint"] = "entrypoint"
-    """A model of the user's own; follows from `entrypoint`."""
-    entrypoint: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|[\w./-]+\.py)$")]
-    """module:function, or the path of a script (train.py) that runs unchanged."""
-    args: dict[str, Any] | Annotated[tuple[str | int | float, ...], BeforeValidator(_tuple)] = Field(
-        default_factory=dict
-    )
-    """A mapping, handed to the function as it is; for a script the list of its arguments."""
-    params: Positive | None = None
-    """Parameters in the model, if known: lets `plan` estimate memory, hours and loss."""
-    context: Positive | None = None
-    """Tokens in a sequence, if there are sequences."""
-
-    @property
-    def is_script(self) -> bool:
-        """A script, not a function."""
-        return self.entrypoint.endswith(".py")
-
-
-def _which_workload(value: Any) -> str:
-    if isinstance(value, dict):
-        return "entrypoint" if "entrypoint" in value else str(value.get("kind", "gpt"))
-    return str(getattr(value, "kind", "gpt"))
-
-
-Workload = Annotated[
-    Annotated[Gpt, Tag("gpt")] | Annotated[Entrypoint, Tag("entrypoint")],
-    Discriminator(_which_workload),
-]
+__all__ = [
+    "AZ_URL", "NAME", "Checkpoints", "Cluster", "Count", "Data", "Entrypoint", "Eval", "Gpt", "Kubernetes", "Monitor", "Natural",
+    "Nodes", "Optimizer", "Parallel", "Part", "Policy", "Positive", "Rate", "RunSpec", "Schedule", "Text", "Toleration", "Train",
+    "Volume", "Workload",
+]  # fmt: skip
 
 
 class Data(Part):
@@ -142,7 +66,7 @@ class Schedule(Part):
 class Optimizer(Part):
     """AdamW."""
 
-    betas: Annotated[tuple[float, float], BeforeValidator(_tuple)] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], BeforeValidator(as_tuple)] = (0.9, 0.95)
     """Decay of the first and second moment."""
     eps: Rate = 1e-8
     """Added to the root of the second moment."""
@@ -199,98 +123,6 @@ class Parallel(Part):
     """Keep optimizer states in host memory."""
     activation_checkpointing: bool = False
     """Keep each block's input only and compute the rest again: a third more FLOPs, far less memory."""
-
-
-class Nodes(Part):
-    """How many machines; `min` below `max` makes the run elastic."""
-
-    min: Annotated[Positive, Field(le=100_000)]
-    """Go on with this many when others are lost."""
-    max: Annotated[Positive, Field(le=100_000)]
-    """Start with this many."""
-
-
-def _nodes(value: Any) -> Any:
-    value = _whole(value)
-    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-class Cluster(Part):
-    """Where it runs."""
-
-    to: Annotated[str, Field(pattern=r"^(local|kuberay|(ray|https?)://\S+)$")] = "local"
-    """`local`, the address of a Ray cluster (ray:// or its dashboard's http://), or `kuberay`."""
-    nodes: Annotated[Nodes, BeforeValidator(_nodes)] = Nodes(min=1, max=1)
-    """A number, or {min, max}."""
-    gpus_per_node: Annotated[Natural, Field(le=64)] = 0
-    """0 trains on CPU."""
-    gpu: Text | None = None
-    """Model name, such as H100: gives peak FLOP/s, memory, and whether bf16 works."""
-    price_per_gpu_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """In dollars."""
-
-
-class Toleration(Part):
-    """A taint that the workers put up with, as Kubernetes writes it."""
-
-    key: Text
-    """Of the taint, such as kubernetes.azure.com/scalesetpriority."""
-    operator: Literal["Exists", "Equal"] = "Exists"
-    """Exists: whatever its value."""
-    value: Text | None = None
-    """With Equal."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """None: every effect."""
-
-
-class Volume(Part):
-    """A PersistentVolumeClaim of the namespace, mounted into every pod."""
-
-    claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-    """The claim's name. Checkpoints need one that many nodes may write (ReadWriteMany)."""
-    path: Annotated[str, Field(pattern=r"^/[^\s:]+$")]
-    """Where pods find it."""
-    read_only: bool = False
-    """Mounted for reading only."""
-
-
-class Kubernetes(Part):
-    """What a RayJob needs to know of its cluster; read with `cluster.to: kuberay` only."""
-
-    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "default"
-    """Where the RayJob is made."""
-    queue: Text | None = None
-    """Kueue's LocalQueue."""
-    image: Text
-    """Container image with losscast, torch and the CUDA that fits the nodes."""
-    service_account: Text | None = None
-    """What pods run as; with workload identity, what may reach the storage."""
-    env: dict[str, str] = Field(default_factory=dict)
-    """More environment for every rank. No secrets: specs are kept and shared."""
-    working_dir: Text | None = None
-    """Folder that travels with the job: where entrypoints are imported from and relative paths start."""
-    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"
-    """The image's Ray. 2.52.0 or newer: older ones know no token."""
-    priority: Annotated[str, Field(pattern=NAME)] | None = None
-    """Kueue's WorkloadPriorityClass with a queue, a PriorityClass without."""
-    topology: Text | None = None
-    """Node label inside one value of which all workers must lie, such as kubernetes.azure.com/agentpool: one InfiniBand fabric."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels of the workers' nodes."""
-    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_tuple)] = ()
-    """More taints the workers put up with; nvidia.com/gpu is always among them."""
-    infiniband: dict[str, Annotated[Positive, Field(le=64)]] = Field(default_factory=dict)
-    """Device resources a worker takes, such as {rdma/shared_ib: 1}; empty talks over Ethernet."""
-    cpus_per_gpu: Annotated[Positive, Field(le=512)] = 8
-    """CPU cores a worker asks for, per GPU (per rank without GPUs: 1)."""
-    memory_gib_per_gpu: Annotated[Positive, Field(le=4096)] = 100
-    """Memory a worker asks for, shared memory included, per GPU (per rank without GPUs: 4)."""
-    shared_memory_gib: Annotated[Positive, Field(le=4096)] | None = None
-    """/dev/shm of a worker; default 8 per GPU, counted against its memory."""
-    volumes: Annotated[tuple[Volume, ...], BeforeValidator(_tuple)] = ()
-    """Shared disks, for paths that are not az://."""
-    token_secret: Annotated[str, Field(pattern=NAME)] = "losscast-token"
-    """Secret of the namespace whose key `token` is the monitor's bearer token."""
 
 
 class Checkpoints(Part):
@@ -369,7 +201,7 @@ class RunSpec(Part):
             if "precision" not in train:
                 gpus = cluster.get("gpus_per_node") if isinstance(cluster, dict) else 0
                 train["precision"] = "bf16" if gpus else "fp32"
-            schedule, tokens = train.get("schedule"), _whole(train.get("tokens"))
+            schedule, tokens = train.get("schedule"), whole(train.get("tokens"))
             if isinstance(schedule, dict) and schedule.get("kind") == "wsd" and isinstance(tokens, int):
                 train["schedule"] = {"decay_tokens": tokens // 5, **schedule}
             value["train"] = train
@@ -377,7 +209,7 @@ class RunSpec(Part):
         tokenizer = data.get("tokenizer", "bytes") if isinstance(data, dict) else None
         if (
             isinstance(workload, dict)
-            and _which_workload(workload) == "gpt"
+            and which_workload(workload) == "gpt"
             and workload.get("vocab") is None
             and tokenizer == "bytes"
         ):
