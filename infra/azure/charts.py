@@ -17,8 +17,9 @@ metrics: {bindAddress: ":8443"}
 webhook: {port: 9443}
 manageJobsWithoutQueueName: false
 internalCertManagement: {enable: true}
-# all pods of a run are ready in 15 minutes (a GPU node takes up to 10), or it goes back to the queue
-waitForPodsReady: {enable: true, timeout: 15m, recoveryTimeout: 10m, blockAdmission: false, requeuingStrategy: {backoffLimitCount: 10}}
+# all pods of a run are ready in 15 minutes (a GPU node takes up to 10), or it goes back to the queue. In v1beta2 the section
+# itself turns it on, and there is no `enable`
+waitForPodsReady: {timeout: 15m, recoveryTimeout: 10m, blockAdmission: false, requeuingStrategy: {backoffLimitCount: 10}}
 integrations: {frameworks: [ray.io/rayjob]}
 """
 

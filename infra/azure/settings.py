@@ -1,7 +1,7 @@
 """What a person decides about the infrastructure, checked before anything is asked of Azure. Imports no Pulumi.
 
-Money in US dollars, memory and disks in GiB. Prices are what Azure's price list said for West Europe on demand when this was
-written, to compare and to warn with; the bill is Azure's.
+Money in US dollars, memory and disks in GiB. No price is known here: what a machine costs depends on region, contract and day, so
+whoever writes the settings says it (docs/azure.md has the command that asks Azure's own price list); the bill is Azure's.
 """
 
 import ipaddress
@@ -23,19 +23,16 @@ class Machine:
     cores: int
     infiniband: bool
     quota: str
-    """The family, as the subscription's quota page calls it."""
-    dollars_per_hour: float
+    """The family, as the subscription's quota page calls it; its spelling could not be checked against a subscription."""
 
 
 MACHINES: dict[str, Machine] = {
-    "Standard_ND96isr_H100_v5": Machine(8, "H100", 96, True, "Standard NDSH100v5 Family vCPUs", 98.32),
-    "Standard_ND96isr_H200_v5": Machine(8, "H200", 96, True, "Standard NDISRH200V5 Family vCPUs", 110.24),
-    "Standard_ND96amsr_A100_v4": Machine(8, "A100", 96, True, "Standard NDAMSv4_A100Family vCPUs", 32.77),
-    "Standard_NC40ads_H100_v5": Machine(1, "H100-NVL", 40, False, "Standard NCadsH100v5 Family vCPUs", 6.98),
-    "Standard_NC80adis_H100_v5": Machine(
-        2, "H100-NVL", 80, False, "Standard NCadsH100v5 Family vCPUs", 13.96
-    ),
-    "Standard_NC24ads_A100_v4": Machine(1, "A100", 24, False, "Standard NCADSA100v4 Family vCPUs", 3.67),
+    "Standard_ND96isr_H100_v5": Machine(8, "H100", 96, True, "Standard NDSH100v5 Family vCPUs"),
+    "Standard_ND96isr_H200_v5": Machine(8, "H200", 96, True, "Standard NDISRH200V5 Family vCPUs"),
+    "Standard_ND96amsr_A100_v4": Machine(8, "A100", 96, True, "Standard NDAMSv4_A100Family vCPUs"),
+    "Standard_NC40ads_H100_v5": Machine(1, "H100-NVL", 40, False, "Standard NCadsH100v5 Family vCPUs"),
+    "Standard_NC80adis_H100_v5": Machine(2, "H100-NVL", 80, False, "Standard NCadsH100v5 Family vCPUs"),
+    "Standard_NC24ads_A100_v4": Machine(1, "A100", 24, False, "Standard NCADSA100v4 Family vCPUs"),
 }
 SPOT_QUOTA = "Total Regional Spot vCPUs"
 
@@ -53,6 +50,8 @@ class GpuPool(Part):
     """One of MACHINES."""
     max: int = Field(ge=1, le=1000)
     """Machines at most."""
+    dollars_per_hour: float = Field(gt=0)
+    """Of one machine on demand, in your region and contract: what plans, warnings and the budget are compared with."""
     min: int = Field(default=0, ge=0, le=1000)
     """Machines that stay though nobody uses them."""
     spot: bool = False
@@ -81,13 +80,19 @@ class GpuPool(Part):
 
 
 class Charts(Part):
-    """Helm charts by version. Raise one at a time, and read its notes."""
+    """Helm charts by version, none of which was installed by us. Each was seen in public use as of 2026-11-25, and newer ones of
+    some exist: raise one at a time, and read its notes."""
 
     kuberay: Version = "1.6.2"
+    """ray-project/kuberay-helm, release kuberay-operator-1.6.2."""
     kueue: Version = "0.17.2"
+    """kubernetes-sigs/kueue, release v0.17.2; its configuration is version v1beta2, as `infra.azure.charts` writes it."""
     prometheus: Version = "75.15.1"
+    """prometheus-community/helm-charts, kube-prometheus-stack: operator v0.83.0."""
     device_plugin: Version = "0.17.4"
+    """NVIDIA/k8s-device-plugin, v0.17.4."""
     network_operator: Version = "25.7.0"
+    """Mellanox/network-operator, v25.7.0."""
 
 
 class Settings(Part):
@@ -100,7 +105,8 @@ class Settings(Part):
     """Entra group that administers the cluster. Local accounts are off."""
     submitters_group: Uuid
     """Entra group that may submit runs, and read the cluster's address."""
-    kubernetes_version: Annotated[str, StringConstraints(pattern=r"^1\.\d{2}$")] = "1.33"
+    kubernetes_version: Annotated[str, StringConstraints(pattern=r"^1\.\d{2}$")]
+    """One of `az aks get-versions`: AKS supports each for about a year, so no default would stay right."""
     authorized_ips: list[str] = Field(min_length=1)
     """Networks that may reach the API server, as CIDR."""
     system_vm_size: str = "Standard_D8ds_v5"
@@ -117,8 +123,8 @@ class Settings(Part):
     """self: the operator in the cluster, which takes our rules as they are. managed: Azure Monitor's."""
     monthly_budget: float = Field(gt=0)
     budget_emails: list[str] = Field(min_length=1)
-    budget_start: Annotated[str, StringConstraints(pattern=r"^20\d\d-(0[1-9]|1[0-2])-01$")] = "2026-01-01"
-    """First day of a month, not in the past when the stack is made."""
+    budget_start: Annotated[str, StringConstraints(pattern=r"^20\d\d-(0[1-9]|1[0-2])-01$")]
+    """First day of the month in which the stack is made, or of a later one."""
     trainer_namespace: str = "training"
     charts: Charts = Charts()
 
@@ -162,8 +168,8 @@ class Settings(Part):
 
     def dollars_per_hour(self) -> dict[str, float]:
         """What stands idle, and what everything on demand costs at its largest."""
-        idle = sum(p.machine.dollars_per_hour * p.min for p in self.gpu_pools)
-        full = sum(p.machine.dollars_per_hour * p.max for p in self.gpu_pools if not p.spot)
+        idle = sum(p.dollars_per_hour * p.min for p in self.gpu_pools)
+        full = sum(p.dollars_per_hour * p.max for p in self.gpu_pools if not p.spot)
         return {"gpu_idle": idle, "gpu_full_on_demand": full}
 
 

@@ -206,9 +206,11 @@ def test_charts_are_pinned_and_know_each_other(stack: Any) -> None:
     }
     assert all(r["version"].count(".") == 2 and r["atomic"] for r in releases.values())
     config = yaml.safe_load(KUEUE_CONFIG)
-    assert (
-        config["integrations"]["frameworks"] == ["ray.io/rayjob"]
-        and config["waitForPodsReady"]["enable"] is True
+    assert config["integrations"]["frameworks"] == ["ray.io/rayjob"]
+    assert config["apiVersion"].endswith("/v1beta2")
+    known = {"timeout", "blockAdmission", "requeuingStrategy", "recoveryTimeout"}
+    assert config["waitForPodsReady"].keys() <= known, (
+        "v1beta2 of Kueue's configuration has no other keys there"
     )
     spec = releases["kube-prometheus-stack"]["values"]["alertmanager"]["alertmanagerSpec"]
     assert spec["alertmanagerConfigMatcherStrategy"] == {"type": "None"}
@@ -245,7 +247,8 @@ def test_the_outputs_are_what_the_guide_reads(stack: Any) -> None:
 
 def test_switches_do_what_they_say() -> None:
     recorder, _ = record(
-        prometheus="managed", gpu_pools=[{"name": "nc", "vm_size": "Standard_NC40ads_H100_v5", "max": 1}]
+        prometheus="managed",
+        gpu_pools=[{"name": "nc", "vm_size": "Standard_NC40ads_H100_v5", "max": 1, "dollars_per_hour": 7}],
     )
     assert set(recorder.of("Release")) == {"kuberay-operator", "kueue", "nvidia-device-plugin"}
     assert len(recorder.of("AzureMonitorWorkspace")) == 1

@@ -25,7 +25,7 @@ def test_the_example_is_sound() -> None:
     assert settings.infiniband
 
 
-POOL = {"name": "p", "vm_size": "Standard_ND96isr_H100_v5", "max": 2}
+POOL = {"name": "p", "vm_size": "Standard_ND96isr_H100_v5", "max": 2, "dollars_per_hour": 90}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,11 @@ POOL = {"name": "p", "vm_size": "Standard_ND96isr_H100_v5", "max": 2}
         ({"gpu_pools": [{**POOL, "spot": True, "min": 1}]}, "Set min to 0"),
         ({"gpu_pools": [{**POOL, "spot_max_price": 5}]}, "set spot to true"),
         ({"gpu_pools": [{**POOL, "maximum": 5}]}, "maximum"),
+        ({"gpu_pools": [{**POOL, "dollars_per_hour": 0}]}, "dollars_per_hour"),
+        (
+            {"gpu_pools": [{k: v for k, v in POOL.items() if k != "dollars_per_hour"}]},
+            "gpu_pools.0.dollars_per_hour",
+        ),
         ({"system_min": 5}, "Swap them"),
         ({"monthly_budget": 0}, "monthly_budget"),
         ({"budget_emails": ["oncall"]}, "is no address"),
@@ -55,6 +60,7 @@ POOL = {"name": "p", "vm_size": "Standard_ND96isr_H100_v5", "max": 2}
         ({"containers": {"runs": "a"}}, "two that differ"),
         ({"charts": {"kueue": "latest"}}, "charts.kueue"),
         ({"unknown": 1}, "unknown"),
+        ({"kubernetes_version": "latest"}, "kubernetes_version"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(changes: dict[str, Any], words: str) -> None:
