@@ -25,7 +25,8 @@ import msgspec
 
 from monitor.judge import Settings
 from monitor.store.ingest import Refused, Taken
-from monitor.store.store import Judged, Store
+from monitor.store.store import Store
+from monitor.store.tables import Judged
 
 BEAT_S = 0.5
 HUNG_S = 60.0

@@ -32,7 +32,8 @@ from monitor.judging.apart import (
 )
 from monitor.judging.loop import Judging
 from monitor.store.ingest import Refused, Taken
-from monitor.store.store import Judged, Store
+from monitor.store.store import Store
+from monitor.store.tables import Judged
 
 
 def main(folder: str, fd: str, settings: str) -> int:

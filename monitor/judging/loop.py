@@ -10,6 +10,7 @@ runs each is told of, advised and written less often; a verdict that changes is 
 
 import contextlib
 import sqlite3
+import sys
 import threading
 import time
 from array import array
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitor.judge import Settings
-from monitor.judging.feeding import Runs, rows_of_blob
+from monitor.judging.feeding import Runs
 from monitor.judging.run import Court, Run, fresh, restored
 from monitor.store.columns import Damaged
 from monitor.store.ingest import Refused, Taken
-from monitor.store.store import ChunkRow, EventRow, Judged, Store
+from monitor.store.store import Store
+from monitor.store.tables import ChunkRow, EventRow, Judged
 
 PERSIST_S = 15.0
 """A run whose verdict does not change is written this often; with more than 1,500 runs, 100 of them a second."""
@@ -245,7 +247,7 @@ class Judging:
                 answer = self._catch_up(run, None, TURN_SAMPLES, row)
             else:
                 if row.ord > run.cursor:
-                    self._feed(run, row)
+                    run.feed(self._court, row)
                 answer = False, 0
             self._again.pop(run_id, None)
             self._broken.pop(run_id, None)
@@ -258,13 +260,6 @@ class Judging:
             self._fresh.append(run_id)
             return False, 0
 
-    def _feed(self, run: Run, row: ChunkRow | EventRow) -> None:
-        if isinstance(row, EventRow):
-            run.event(self._court, row)
-        else:
-            run.samples(row.attempt, row.ord, row.received, rows_of_blob(row.body))
-        run.cursor = row.ord
-
     def _load(self, run_id: int) -> Run:
         run = None
         try:
@@ -273,6 +268,7 @@ class Judging:
                 run = restored(self._court, run_id, *found, self.last.get(run_id, {}))
         except (Damaged, ValueError, KeyError, TypeError) as error:
             self._trouble = f"run id {run_id} is judged again from its first sample: {error}"
+            print(f"losscast: {self._trouble}", file=sys.stderr, flush=True)
         run = run or fresh(self._court, run_id)
         run.written_s = run.heard_s = time.monotonic()
         return run
@@ -295,7 +291,7 @@ class Judging:
                     return False, fed
                 if fed >= most:
                     return True, fed
-                self._feed(run, part)
+                run.feed(self._court, part)
                 if later is not None:
                     later.received = part.received
                 if isinstance(part, ChunkRow):

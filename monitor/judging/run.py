@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from monitor.judge import Settings
-from monitor.judging.feeding import ControlFeed, Row, Runs
+from monitor.judging.feeding import ControlFeed, Row, Runs, rows_of_blob
 from monitor.replay import Watch
 from monitor.schema import encode_event, spell, unspell
-from monitor.store.columns import BAND, MISSING, Columns, pack
-from monitor.store.store import EventRow, Judged, Store
+from monitor.store.columns import BAND, MISSING, Columns, Damaged, pack
+from monitor.store.store import Store
+from monitor.store.tables import ChunkRow, EventRow, Judged
 from monitor.verdict import Sample, Verdict
 
 DURATIONS = 256
@@ -59,6 +60,7 @@ class Run:
     run_id: int
     watch: Watch
     cursor: int = 0
+    """Ordinal up to which it was fed."""
     last: dict[str, Any] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
     """What the judge was told beside samples: target_loss, total_tokens, total_steps, prediction_ord, control."""
@@ -83,8 +85,29 @@ class Run:
     control: ControlFeed | None = None
     outside: list[int] = field(default_factory=lambda: [0, 0])
     """Samples above the band, and below it."""
+    since: int = 0
+    """The cursor as it was last written."""
+    fed: tuple[int, int] = (-1, 0)
+    """The newest attempt, and how many of its samples it was fed."""
+    event_ord: int = 0
+    """Ordinal of the last event it was fed."""
 
     # what it is fed
+
+    def feed(self, court: Court, row: ChunkRow | EventRow) -> None:
+        """The next row of the store. Raises Damaged where there should have been another before it."""
+        if isinstance(row, EventRow):
+            if row.prev != self.event_ord:
+                raise Damaged(f"an event is missing before event {row.ord}")
+            self.event(court, row)
+            self.event_ord = row.ord
+        else:
+            have = self.fed[1] if row.attempt == self.fed[0] else 0
+            if row.before != have:
+                raise Damaged(f"{row.before - have} samples are missing before chunk {row.ord}")
+            self.samples(row.attempt, row.ord, row.received, rows_of_blob(row.body))
+            self.fed = row.attempt, have + row.n
+        self.cursor = row.ord
 
     def event(self, court: Court, row: EventRow) -> None:
         """Anything but samples."""
@@ -201,14 +224,25 @@ class Run:
             special = value if isinstance(value, str) else None
             number = None if special else value
             self.opened.append(
-                (attempt, a.alert, a.severity, a.step, a.since_step, number, a.expected, special, received)
+                (
+                    ord,
+                    attempt,
+                    a.alert,
+                    a.severity,
+                    a.step,
+                    a.since_step,
+                    number,
+                    a.expected,
+                    special,
+                    received,
+                )
             )
             if a.resolved_step is not None:
                 self.closed.append((a.resolved_step, received, a.alert))
         body = _said(verdict)
         body["opened"] = [a.alert for a in verdict.opened]
         body["closed"] = [a.alert for a in verdict.closed]
-        self.verdicts.append((attempt, verdict.step, ord, received, json.dumps(body, separators=(",", ":"))))
+        self.verdicts.append((ord, attempt, verdict.step, received, json.dumps(body, separators=(",", ":"))))
         self.state = verdict.state
         self.urgent = True
 
@@ -243,11 +277,12 @@ class Run:
         state = {
             "watch": self.watch.state_dict(), "context": self.context, "attempt": self.attempt, "state": self.state,
             "durations": [round(d, 5) for d in self.durations], "outside": self.outside, "timed": self.timed,
-            "control_at": None if self.control is None else self.control.at,
+            "control_at": None if self.control is None else self.control.at, "fed": self.fed,
+            "event_ord": self.event_ord,
         }  # fmt: skip
         return Judged(
-            self.run_id, self.cursor, encode_event(state)[:-1], json.dumps(self.last, separators=(",", ":")),
-            [(attempt, ord, 0, pack(band_columns(flat), BAND)) for attempt, ord, flat in self.bands if flat],
+            self.run_id, self.since, self.cursor, encode_event(state)[:-1], json.dumps(self.last, separators=(",", ":")),
+            [(attempt, ord, pack(band_columns(flat), BAND)) for attempt, ord, flat in self.bands if flat],
             self.opened, self.closed, self.verdicts,
         )  # fmt: skip
 
@@ -255,7 +290,7 @@ class Run:
         """What `to_write` gave is on disk."""
         self.bands, self.opened, self.closed, self.verdicts, self.pending = [], [], [], [], 0
         self.dirty = self.urgent = False
-        self.written_s = now
+        self.written_s, self.since = now, self.cursor
 
 
 def fresh(court: Court, run_id: int) -> Run:
@@ -270,7 +305,8 @@ def restored(court: Court, run_id: int, cursor: int, blob: bytes, last: dict[str
     prediction = court.brought_by(run_id, context.get("prediction_ord"))
     watch = watch_of(court.settings, kept["watch"], prediction, context)
     last = {name: value for name, value in last.items() if name != "trouble"}
-    run = Run(run_id, watch, cursor, last, context, kept["attempt"], kept["state"])
+    run = Run(run_id, watch, cursor, last, context, kept["attempt"], kept["state"], since=cursor)
+    run.fed, run.event_ord = (kept["fed"][0], kept["fed"][1]), kept["event_ord"]
     run.durations = kept.get("durations", [])
     run.outside = kept.get("outside", [0, 0])
     timed = kept.get("timed")

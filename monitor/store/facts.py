@@ -61,6 +61,8 @@ class RunFacts(msgspec.Struct):
     control: str | None = None
     prediction_ord: int | None = None
     last_ord: int = 0
+    event_ord: int = 0
+    """Ordinal of its newest event."""
     restarts: dict[str, int] = {}
     restarts_since_step: int = 0
     checkpoint_received: float | None = None

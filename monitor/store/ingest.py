@@ -24,7 +24,8 @@ from monitor.schema import unspell
 from monitor.store.columns import Damaged, pack_lines, unpack
 from monitor.store.facts import AttemptFacts, RunFacts
 from monitor.store.intervals import Intervals
-from monitor.store.store import ChunkRow, EventRow, Judged, Store
+from monitor.store.store import Store
+from monitor.store.tables import ChunkRow, EventRow, Judged
 from monitor.wire import Event, Request, SampleLine, Samples
 
 GROUP_SAMPLES = 20_000
@@ -243,13 +244,23 @@ class Ingest:
         key = facts.run_id, attempt
         found = self._seen.get(key)
         if found is None:
-            found = Intervals()
+            found, have = Intervals(), 0
             for ord, n, first, last in self.store.seqs(facts.run_id, attempt):
+                have += n
                 if last - first + 1 == n:
                     found.add(first, last)
                 else:
                     for seq in unpack(self.store.chunk(ord).body, want=frozenset({"seq"})).of["seq"]:
                         found.add(int(seq), int(seq))
+            committed = self.store.run(facts.run)
+            known = None if committed is None else committed.attempt_facts(attempt)
+            if (
+                known is not None and have != known.samples
+            ):  # what can't be found would be taken a second time
+                raise Damaged(
+                    f"{known.samples - have} samples of run {facts.run}, attempt {attempt}, can't be found; "
+                    f"see `losscast monitor repair`"
+                )
             for event in self.store.events(facts.run_id):
                 if event.attempt == attempt and event.fields.get("seq") is not None:
                     found.add(event.fields["seq"], event.fields["seq"])
@@ -286,6 +297,7 @@ class _Group:
         self.judged: list[Judged] = []
         self.remove: list[str] = []
         self.touched: dict[str, RunFacts] = {}
+        self.added = 0
         self.open: dict[str, _Open] = {}
         self.digests: set[tuple[int, int, bytes]] = set()
         self.ord = ingest.next_ord
@@ -315,6 +327,12 @@ class _Group:
                     run=run, attempt=newest[run],
                 )  # fmt: skip
             newest[run] = part.attempt
+            facts = ingest.runs.get(run)
+            if facts is not None and isinstance(part, Samples):
+                try:
+                    ingest.seen(facts, part.attempt)
+                except Damaged as error:  # of this run alone: the others' are taken
+                    raise Refused(503, "store", f"run {run}: {error}", run=run, retry_after=60) from None
 
     def take(self, ask: _Ask) -> None:
         """Stage the request's parts."""
@@ -341,6 +359,7 @@ class _Group:
             if facts is None:
                 facts = RunFacts(ingest.next_run_id, run, owner, created_received=self.now)
                 ingest.next_run_id += 1
+                self.added += 1
                 ingest.owned[owner] = ingest.owned.get(owner, 0) + 1
                 ingest.runs[run] = facts
             self.touched[run] = facts
@@ -394,12 +413,12 @@ class _Group:
         self._flush(facts.run)
         self.digests.add(key)
         row = EventRow(
-            self.ord, facts.run_id, attempt.attempt, part.kind, part.digest, self.now,
+            self.ord, facts.run_id, attempt.attempt, facts.event_ord, part.kind, part.digest, self.now,
             json.dumps(part.body if part.kind != "heartbeat" else {"seq": part.seq}, separators=(",", ":")),
         )  # fmt: skip
         self.ord += 1
         self.events.append(row)
-        facts.last_ord = row.ord
+        facts.last_ord = facts.event_ord = row.ord
         note_event(facts, attempt, part, row)
 
     def _flush(self, run: str) -> None:
@@ -410,8 +429,8 @@ class _Group:
         lines = gathered.lines
         seqs, steps = list(map(_seq, lines)), list(map(_step, lines))
         row = ChunkRow(
-            self.ord, gathered.facts.run_id, gathered.attempt.attempt, len(lines), gathered.before, min(seqs), max(seqs),
-            min(steps), max(steps), self.now, pack_lines(lines, gathered.extra),
+            self.ord, gathered.facts.run_id, gathered.attempt.attempt, len(lines), gathered.before, self.ord,
+            min(seqs), max(seqs), min(steps), max(steps), self.now, pack_lines(lines, gathered.extra),
         )  # fmt: skip
         self.ord += 1
         self.chunks.append(row)
@@ -426,7 +445,9 @@ class _Group:
         dead = ingest._gone | ids
         judged = [found for found in self.judged if found.run_id not in dead]
         if self.touched or judged or ids:
-            ingest.store.write(self.chunks, self.events, list(self.touched.values()), judged, sorted(ids))
+            ingest.store.write(
+                self.chunks, self.events, list(self.touched.values()), judged, sorted(ids), self.added
+            )
         ingest._gone = dead
         for facts in gone:
             del ingest.runs[facts.run]

@@ -17,15 +17,15 @@ from typing import Any
 from monitor.errors import Failed, WrongInput
 from monitor.schema import is_run_id
 from monitor.store.columns import BAND, Damaged, unpack
-from monitor.store.facts import AttemptFacts, RunFacts, from_bytes, seal, to_bytes
+from monitor.store.facts import AttemptFacts, RunFacts, from_bytes, seal
 from monitor.store.ingest import note_event, note_samples
 from monitor.store.reading import FIELDS, rows, samples
-from monitor.store.store import FILE, ChunkRow, EventRow, Store
+from monitor.store.store import FILE, Store
+from monitor.store.tables import OF_A_RUN, TABLES, ChunkRow, EventRow, ledger_row, run_row
 from monitor.wire import Event, SampleLine
 
-SEALED = {"runs": 4, "chunks": 13, "events": 8, "judged": 5, "bands": 6}
-"""Tables whose last column is the seal over the others, and how many columns they have."""
-PLAIN = ("alerts", "verdicts")
+KEY = {"bands": 2, "alerts": 6, "verdicts": 4}
+"""How many of a row's first columns name it, where that is not its first one."""
 
 
 def backup(folder: Path, target: Path) -> int:
@@ -81,26 +81,69 @@ def check(path: Path) -> Iterator[str]:
         for (line,) in db.execute("PRAGMA integrity_check(20)"):
             if line != "ok":
                 yield f"SQLite: {line}"
-        for table in SEALED:
+        for table in TABLES:
             for row in _readable(db, table):
                 if row is None:
                     yield f"{table}: rows that can't be read"
                 elif not _whole(row):
                     yield f"{table} row {row[0]}: its seal is broken"
-        counts: dict[tuple[int, int], int] = {}
-        for ord, run_id, attempt, n, before in db.execute(
-            "SELECT ord, run_id, attempt, n, before FROM chunks ORDER BY ord"
-        ):
-            if not all(type(cell) is int for cell in (run_id, attempt, n, before)):
-                continue  # its seal is broken
-            have = counts.get((run_id, attempt), 0)
-            if before != have:
-                yield f"run id {run_id}, attempt {attempt}: {before - have} samples are missing before chunk {ord}"
-            counts[run_id, attempt] = before + n
+        yield from _missing(db)
     except sqlite3.Error as error:
         yield f"SQLite: {error}"
     finally:
         db.close()
+
+
+def _missing(db: sqlite3.Connection) -> Iterator[str]:
+    """Rows that others speak of and that are not there. What is no number has a broken seal, and was named for it."""
+    counts: dict[tuple[int, int], int] = {}
+    for ord, run_id, attempt, n, before in db.execute(
+        "SELECT ord, run_id, attempt, n, before FROM chunks ORDER BY ord"
+    ):
+        if _whole_numbers(run_id, attempt, n, before):
+            have = counts.get((run_id, attempt), 0)
+            if before != have:
+                yield f"run id {run_id}, attempt {attempt}: {before - have} samples are missing before chunk {ord}"
+            counts[run_id, attempt] = before + n
+    for table in ("events", "bands"):
+        newest: dict[int, int] = {}
+        for ord, run_id, prev in db.execute(f"SELECT ord, run_id, prev FROM {table} ORDER BY run_id, ord"):
+            if _whole_numbers(ord, run_id, prev):
+                if prev != newest.get(run_id, 0):
+                    yield f"run id {run_id}: a row of {table} is missing before {ord}"
+                newest[run_id] = ord
+        if table == "events":
+            ends = {
+                row[0]: from_bytes(row[2]).event_ord
+                for row in db.execute("SELECT * FROM runs")
+                if _whole(row)
+            }
+        else:
+            ends = dict(db.execute("SELECT run_id, band FROM judged"))
+        for run_id, end in ends.items():
+            if newest.get(run_id, 0) != end:
+                yield f"run id {run_id}: its newest row of {table}, {end}, is missing"
+    for row in db.execute("SELECT * FROM runs").fetchall():
+        if _whole(row):
+            facts = from_bytes(row[2])
+            for attempt in facts.attempts:
+                lost = attempt.samples - counts.get((facts.run_id, attempt.attempt), 0)
+                if lost:
+                    yield f"{facts.run}, attempt {attempt.attempt}: {lost} samples are missing at its end"
+    for table in ("alerts", "verdicts"):
+        have = dict(db.execute(f"SELECT run_id, count(*) FROM {table} GROUP BY run_id"))
+        wanted = dict(db.execute(f"SELECT run_id, {table} FROM judged"))
+        for run_id in sorted({*have, *wanted}):
+            if have.get(run_id, 0) != wanted.get(run_id, 0):
+                yield f"run id {run_id}: has {have.get(run_id, 0)} of its {wanted.get(run_id, 0)} {table}"
+    ledger = db.execute("SELECT runs FROM ledger").fetchone()
+    runs = db.execute("SELECT count(*) FROM runs").fetchone()
+    if ledger != runs:
+        yield f"runs: there are {runs[0]}, and the ledger says {'nothing' if ledger is None else ledger[0]}"
+
+
+def _whole_numbers(*cells: Any) -> bool:
+    return all(type(cell) is int for cell in cells)
 
 
 def repair(folder: Path) -> list[str]:
@@ -166,37 +209,81 @@ def _rescue(path: Path, store: Store) -> list[str]:
             id for (id,) in db.execute("SELECT DISTINCT run_id FROM chunks UNION SELECT run_id FROM events")
         }
         holes = _holes(db)
-        hurt |= {run_id for run_id, _ in holes}
+        hurt |= {run_id for run_id, _ in holes} | _chained(db)
         for (run_id, attempt), count in sorted(holes.items()):
             name = known[run_id].run if run_id in known else f"run id {run_id}"
             said.append(f"{name}, attempt {attempt}: {count} samples are lost")
+        names = {facts.run for facts in known.values()}
         for run_id in sorted(ids | set(known)):
             facts = known.get(run_id)
             if facts is None:
-                facts = RunFacts(run_id, f"recovered-{run_id}")
+                facts = RunFacts(run_id, next(f"recovered-{i}" for i in itertools.count(run_id) if f"recovered-{i}" not in names))  # fmt: skip
+                names.add(facts.run)
                 said.append(f"run id {run_id}: its name is lost; it is now {facts.run}")
                 hurt.add(run_id)
-            if run_id in hurt or -1 in hurt:
-                facts = _again(db, facts)
-            blob = to_bytes(facts)
-            db.execute(
-                "INSERT INTO runs VALUES (?,?,?,?)", (run_id, facts.run, blob, seal(run_id, facts.run, blob))
-            )
+            again = _again(db, facts)
+            if run_id in hurt or -1 in hurt or _counts(again) != _counts(facts):
+                facts = again
+                hurt.add(run_id)
+            db.execute("INSERT INTO runs VALUES (?,?,?,?)", run_row(facts))
+        db.execute("UPDATE ledger SET runs=?2, crc=?3 WHERE one=?1", ledger_row(len(ids | set(known))))
         if -1 not in hurt:
-            for table in ("judged", "bands", *PLAIN):
-                for row in _readable(old, table):
-                    if row is None or row[0] in hurt or (table in SEALED and not _whole(row)):
-                        continue
-                    db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(row))})", row)
-            whole = {id for (id,) in db.execute("SELECT run_id FROM judged")}
-            for table in ("bands", *PLAIN):  # without its state a run is judged again from the start
-                db.executemany(f"DELETE FROM {table} WHERE run_id=?", [(id,) for id in ids - whole])
+            for run_id in sorted((ids | set(known)) - hurt):  # the others are judged again from the start
+                _copy_judged(old, db, run_id)
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
         old.close()
     return said
+
+
+def _counts(facts: RunFacts) -> tuple[Any, ...]:
+    """What must agree with the rows that are there."""
+    return facts.event_ord, facts.last_ord, facts.samples
+
+
+def _copy_judged(old: sqlite3.Connection, db: sqlite3.Connection, run_id: int) -> None:
+    """What was judged of a run, if it is whole to the last row; nothing otherwise."""
+    db.execute("SAVEPOINT judged")
+    try:
+        for table in OF_A_RUN[2:]:
+            for row in old.execute(f"SELECT * FROM {table} WHERE run_id=?", (run_id,)):
+                if not _whole(row):
+                    raise Damaged(table)
+                db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)
+        _, _, alerts, verdicts, band, *_ = (
+            db.execute("SELECT * FROM judged WHERE run_id=?", (run_id,)).fetchone() or (0,) * 5
+        )
+        newest = 0
+        for ord, prev in db.execute("SELECT ord, prev FROM bands WHERE run_id=? ORDER BY ord", (run_id,)):
+            if prev != newest:
+                raise Damaged("bands")
+            newest = ord
+        counted = tuple(
+            db.execute(f"SELECT count(*) FROM {table} WHERE run_id=?", (run_id,)).fetchone()[0]
+            for table in ("alerts", "verdicts")
+        )
+        if (newest, *counted) != (band, alerts, verdicts):
+            raise Damaged("judged")
+    except (Damaged, sqlite3.DatabaseError):
+        db.execute("ROLLBACK TO judged")
+    db.execute("RELEASE judged")
+
+
+def _chained(db: sqlite3.Connection) -> set[int]:
+    """Ids of runs that lost events; `prev` is put right, so that the rest is whole again."""
+    newest: dict[int, int] = {}
+    moved, hurt = [], set[int]()
+    for *row, _ in db.execute("SELECT * FROM events ORDER BY ord").fetchall():
+        event = EventRow(*row)
+        if event.prev != newest.get(event.run_id, 0):
+            hurt.add(event.run_id)
+            event = replace(event, prev=newest.get(event.run_id, 0))
+            moved.append((event.prev, event.row()[-1], event.ord))
+        newest[event.run_id] = event.ord
+    db.executemany("UPDATE events SET prev=?, crc=? WHERE ord=?", moved)
+    return hurt
 
 
 def _holes(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
@@ -209,8 +296,8 @@ def _holes(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
         have = counts.get(key, 0)
         if row[4] != have:
             holes[key] = row[4] - have  # all that is missing so far
-            _, _, _, _, before, *_, head, _, crc = replace(ChunkRow.of(list(row[:-1])), before=have).row()
-            moved.append((before, head, crc, row[0]))
+            cells = replace(ChunkRow.of(list(row[:-1])), before=have).row()
+            moved.append((have, cells[11], cells[13], row[0]))
         counts[key] = have + row[3]
     db.executemany("UPDATE chunks SET before=?, head=?, crc=? WHERE ord=?", moved)
     return holes
@@ -247,21 +334,21 @@ def _again(db: sqlite3.Connection, old: RunFacts) -> RunFacts:
             attempt.samples += len(lines)
             note_samples(facts, attempt, lines, part.received)
         facts.last_ord, facts.last_received = part.ord, part.received
+        if isinstance(part, EventRow):
+            facts.event_ord = part.ord
     return facts
 
 
 def _readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | None]:
     """Every row that SQLite can still give, from both ends of the table; None once where it could not go on."""
-    order = "run_id, attempt, ord, part" if table == "bands" else "rowid"
+    key = KEY.get(table, 1)
     seen: set[Any] = set()
-    if table in PLAIN:
-        order = "run_id"
     for direction in ("ASC", "DESC"):
+        order = ", ".join(f"{i} {direction}" for i in range(1, key + 1))
         try:
-            for row in db.execute(f"SELECT * FROM {table} ORDER BY {order} {direction}"):
-                key = row[:4] if table == "bands" else row if table in PLAIN else row[0]
-                if key not in seen:
-                    seen.add(key)
+            for row in db.execute(f"SELECT * FROM {table} ORDER BY {order}"):
+                if row[:key] not in seen:
+                    seen.add(row[:key])
                     yield row
             return
         except sqlite3.DatabaseError:

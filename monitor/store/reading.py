@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from monitor.store.columns import BAND, COLUMNS, Columns, Damaged, join, missing, unpack
 from monitor.store.facts import AttemptFacts, RunFacts
-from monitor.store.store import ChunkRow, Store
+from monitor.store.query import Reader
+from monitor.store.tables import ChunkRow
 
 FIELDS = (
     "step", "loss", "tokens", "time", "lr", "val_loss", "grad_norm", "tokens_per_s", "mfu", "spread",
@@ -36,7 +37,7 @@ def spans(attempts: list[AttemptFacts]) -> list[tuple[int, int, int]]:
 
 
 def samples(
-    store: Store,
+    store: Reader,
     facts: RunFacts,
     pending: Sequence[tuple[int, Columns]],
     *,
@@ -50,6 +51,18 @@ def samples(
 
     Raises Damaged.
     """
+    with store.at_once():
+        return _samples(store, facts, pending, first, last, attempt)
+
+
+def _samples(
+    store: Reader,
+    facts: RunFacts,
+    pending: Sequence[tuple[int, Columns]],
+    first: int,
+    last: int,
+    attempt: int | None,
+) -> list[tuple[int, Columns]]:
     wanted = spans(facts.attempts) if attempt is None else [(attempt, 0, LAST)]
     known = store.run(facts.run)  # as of the last commit; what the writer holds may be ahead of it
     if known is None and facts.samples and not pending:
@@ -78,7 +91,8 @@ def samples(
         if not newest.all():
             whole = whole.take(newest)
         bands = [
-            unpack(body, BAND) for body in store.bands(facts.run_id, number, chunks[0].ord, chunks[-1].ord)
+            unpack(body, BAND)
+            for body in store.bands(facts.run_id, number, chunks[0].first_ord, chunks[-1].ord)
         ]
         bands += [band for of, band in pending if of == number]
         out.append((number, _with_bands(whole, bands)))
@@ -86,7 +100,7 @@ def samples(
 
 
 def _without_a_hole(
-    store: Store, facts: RunFacts, attempt: int, chunks: list[ChunkRow], known: AttemptFacts | None
+    store: Reader, facts: RunFacts, attempt: int, chunks: list[ChunkRow], known: AttemptFacts | None
 ) -> None:
     """Raise Damaged where samples that were committed can't be found.
 
