@@ -1,6 +1,10 @@
-"""P2: bytes cut, flipped and blanked in the store. Whatever is read is what was sent, or the damage is named; a log that
-was cut short may lose its newest commits, whole ones, and never one from the middle."""
+"""P2: bytes cut, flipped and blanked in the store. Whatever is read is what was sent and what was judged, or the damage is
+named; a log that was cut short may lose its newest commits, whole ones, and never one from the middle. What was judged may
+be gone where the next start judges it again.
+"""
 
+import itertools
+import math
 import os
 import random
 import shutil
@@ -11,9 +15,13 @@ from typing import Any
 import pytest
 
 from monitor.errors import Failed
+from monitor.judge import Settings
+from monitor.judging.feeding import Runs
+from monitor.judging.run import Court, fresh
+from monitor.schema import encode_event, event
 from monitor.store.columns import Damaged
 from monitor.store.ingest import Ingest
-from monitor.store.keeping import repair
+from monitor.store.keeping import check, repair
 from monitor.store.reading import rows, samples
 from monitor.store.store import FILE, Store
 from monitor.wire import parse
@@ -21,49 +29,97 @@ from tests.monitor.test_ingest import sample
 
 LONG = os.environ.get("LOSSCAST_FAULTS") == "long"
 DAMAGES = 4000 if LONG else 400
+SEEDS = range(2, 22) if LONG else (2,)
 RUNS, COMMITS, EACH = 3, 30, 8
+NONE: dict[str, list[Any]] = {
+    "samples": [],
+    "expected": [],
+    "events": [],
+    "alerts": [],
+    "verdicts": [],
+    "last": [],
+}
 
 pytestmark = pytest.mark.faults
 
 
 def loss(run: int, seq: int) -> float:
-    return 2.0 + run + seq / 1000
+    return math.nan if (run, seq) in ((1, 60), (2, 150), (2, 200)) else 2.0 + run + seq / 1000
 
 
-def fill(folder: Path) -> None:
+def fill(folder: Path) -> list[list[dict[str, list[Any]]]]:
+    """A store beside a live one, `good` with its log as a kill leaves it, and `closed`. What each run shows after each commit."""
     store = Store(folder)
-    ingest = Ingest(store)
+    ticks = itertools.count(1_700_000_000)
+    ingest = Ingest(store, clock=lambda: float(next(ticks)))  # the same bytes every time
     ingest.start()
+    court = Court(store, Settings(), Runs(store))
+    judges = {run + 1: fresh(court, run + 1) for run in range(RUNS)}
+    told = []
     for commit in range(COMMITS):
         body = b"".join(
             sample(f"r{run}", 1, s, s + 1, loss(run, s))
             for run in range(RUNS)
             for s in range(commit * EACH, (commit + 1) * EACH)
         )
-        ingest.submit(parse(body)).result(10)
+        if commit % 4 == 1:
+            body += b"".join(
+                encode_event(event("checkpoint", f"r{run}", 1, time=1.0, step=commit * EACH))
+                for run in range(RUNS)
+            )
+        ingest.submit(parse(body)).result(60)
+        told.append(_shown(store))
+        if commit % 5 == 4:
+            for run_id, run in judges.items():
+                rest = [*store.chunks(run_id, after=run.cursor), *store.events(run_id, after=run.cursor)]
+                for row in sorted(rest, key=lambda row: row.ord):
+                    run.feed(court, row)
+                run.tell()
+            ingest.submit_judged([run.to_write() for run in judges.values()]).result(60)
+            for run in judges.values():
+                run.written(0.0)
+            told.append(_shown(store))
     ingest.stop()
     # as a kill leaves it: with the log beside it
     shutil.copytree(folder, folder.with_name("good"), ignore=shutil.ignore_patterns("lock", "*-shm"))
     store.close()
     shutil.copytree(folder, folder.with_name("closed"), ignore=shutil.ignore_patterns("lock", "*-shm"))
+    assert not list(check(folder / FILE))
+    return told
 
 
-def read(folder: Path) -> list[list[Any]]:
+def read(folder: Path) -> list[dict[str, list[Any]]]:
     """What each run shows, as the API gives it. Raises what the API turns into a 503."""
     store = Store(folder)
     try:
-        found = {facts.run: facts for facts in store.runs()}
-        out = []
-        for run in range(RUNS):
-            facts = found.get(f"r{run}")
-            table = [] if facts is None else [r for block in rows(samples(store, facts, [])) for r in block]
-            assert facts is None or facts.samples == len(table), (
-                "the run's own count and its samples disagree"
-            )
-            out.append([(r["step"], r["loss"]) for r in table])
-        return out
+        return _shown(store)
     finally:
         store.close()
+
+
+def _shown(store: Store) -> list[dict[str, list[Any]]]:
+    found = {facts.run: facts for facts in store.runs()}
+    lasts = store.lasts()
+    out = []
+    for run in range(RUNS):
+        facts = found.get(f"r{run}")
+        if facts is None:
+            out.append(NONE)
+            continue
+        table = [r for block in rows(samples(store, facts, [])) for r in block]
+        assert facts.samples == len(table), "the run's own count and its samples disagree"
+        last = lasts.get(facts.run_id)
+        out.append(
+            {
+                "samples": [(r["step"], r["loss"]) for r in table],
+                "events": [(e.kind, e.fields) for e in store.events(facts.run_id)],
+                "alerts": store.alerts(facts.run_id),
+                "verdicts": store.verdicts(facts.run_id),
+                "expected": [(r["expected"], r["upper"]) for r in table if r["upper"] is not None],
+                "last": [] if last is None else [last],
+            }
+        )
+    return out
 
 
 def damage(rng: random.Random, path: Path) -> str:
@@ -84,16 +140,18 @@ def damage(rng: random.Random, path: Path) -> str:
     return f"{kind} at {at} of {path.name}"
 
 
-def test_damage_is_loud_or_harmless_never_a_silent_hole(tmp_path: Path) -> None:
-    fill(tmp_path / "live")
-    whole = [[(s + 1, loss(run, s)) for s in range(COMMITS * EACH)] for run in range(RUNS)]
-    assert read(tmp_path / "good") == whole and read(tmp_path / "closed") == whole
-    shutil.rmtree(tmp_path / "good")
-    shutil.rmtree(tmp_path / "closed")
-    shutil.rmtree(tmp_path / "live")
-    fill(tmp_path / "live")
-    rng = random.Random(2)  # what is hit differs all the same: the rows hold times
-    named = harmless = shorter = 0
+@pytest.mark.parametrize("seed", SEEDS)
+def test_damage_is_loud_or_harmless_never_a_silent_hole(tmp_path: Path, seed: int) -> None:
+    told = fill(tmp_path / "live")
+    whole = told[-1]
+    assert all(run["events"] and run["verdicts"] and run["last"] and run["expected"] for run in whole)
+    assert sum(len(run["alerts"]) for run in whole) >= 3
+    for source in ("good", "closed"):  # a copy each: to open a store that has a log beside it changes it
+        shutil.copytree(tmp_path / source, tmp_path / "read")
+        assert read(tmp_path / "read") == whole
+        shutil.rmtree(tmp_path / "read")
+    rng = random.Random(seed)
+    named = harmless = again = shorter = 0
     for i in range(DAMAGES):
         source = tmp_path / rng.choice(("good", "good", "closed"))
         folder = tmp_path / "bad"
@@ -108,16 +166,20 @@ def test_damage_is_loud_or_harmless_never_a_silent_hole(tmp_path: Path) -> None:
         else:
             if got == whole:
                 harmless += 1
+            elif [
+                {**run, "last": run["last"] or kept["last"]} for run, kept in zip(got, whole, strict=True)
+            ] == whole:
+                again += 1  # the newest verdict alone is gone: a start without it judges the run again
             else:
                 assert path.name.endswith("-wal"), (
                     f"{i}: {what}: something else was shown, and nobody was told"
                 )
-                kept = len(got[0])
-                assert kept % EACH == 0 and got == [run[:kept] for run in whole], f"{i}: {what}"
+                assert got in told or got == [NONE] * RUNS, f"{i}: {what}"
                 shorter += 1
         shutil.rmtree(folder)
     print(
-        f"{DAMAGES} damages: {named} named, {harmless} harmless, {shorter} back at an earlier commit, 0 silent"
+        f"{DAMAGES} damages: {named} named, {harmless} harmless, {again} to be judged again, "
+        f"{shorter} back at an earlier commit, 0 silent"
     )
     assert named > DAMAGES // 8 and shorter > DAMAGES // 20
 
@@ -161,7 +223,11 @@ def test_what_a_repair_leaves_is_true_and_readable(tmp_path: Path) -> None:
             for facts in store.runs():
                 for _, columns in samples(store, facts, []):
                     for step, value in zip(columns.get("step"), columns.get("loss"), strict=True):
-                        assert any(value == loss(run, int(step) - 1) for run in range(RUNS)), what
+                        assert any(
+                            value == (wanted := loss(run, int(step) - 1))
+                            or (value != value and wanted != wanted)
+                            for run in range(RUNS)
+                        ), what
         finally:
             store.close()
         repaired += bool(said)
