@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +18,8 @@ from monitor.prometheus.operator import _matcher, files
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("dev", "azure")
 NO_SCHEMA = {("kueue.x-k8s.io/v1beta2", "Topology")}
-"""Kinds that neither the published schemas at hand nor kubernetes-validate know. A new one must be put here on purpose."""
+"""Kinds that neither the published schemas at hand nor kubernetes-validate know. A new one must be put here on purpose, with
+a test of its own that says what its schema does."""
 CORE = {
     "v1",
     "apps/v1",
@@ -67,6 +69,20 @@ def test_every_object_validates_strictly(overlay: str, crds: Any, core: Any) -> 
         wrong += [f"{found['kind']}/{found['metadata']['name']}: {e}" for e in errors]
     assert not wrong
     assert unknown <= NO_SCHEMA
+
+
+def test_the_topology_keeps_to_what_kueues_types_say() -> None:
+    """apis/kueue/v1beta2/topology_types.go of kubernetes-sigs/kueue: cluster-scoped; 1 to 16 levels, unique, of one label each;
+    the host's name only as the lowest."""
+    label = r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])"
+    (found,) = of_kind("azure", "Topology")
+    assert found.keys() == {"apiVersion", "kind", "metadata", "spec"} and found["spec"].keys() == {"levels"}
+    assert "namespace" not in found["metadata"]
+    assert all(level.keys() == {"nodeLabel"} for level in found["spec"]["levels"])
+    names = [level["nodeLabel"] for level in found["spec"]["levels"]]
+    assert 1 <= len(names) <= 16 and len(set(names)) == len(names)
+    assert all(re.fullmatch(label, name) and len(name) <= 316 for name in names)
+    assert "kubernetes.io/hostname" not in names[:-1]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -260,6 +276,10 @@ def test_the_monitor_starts_with_the_arguments_it_is_given(capsys: pytest.Captur
     args = parser().parse_args(found["spec"]["template"]["spec"]["containers"][0]["args"])
     mounts = {m["mountPath"] for m in found["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]}
     assert args.store in mounts and args.behind_proxy
+    values = dict(
+        line.split("=", 1) for line in (ROOT / "k8s/overlays/azure/azure.env").read_text().splitlines()[1:]
+    )
+    assert args.url == values["MONITOR_URL"], "links in alerts lead to where people open it"
 
 
 def test_the_janitor_is_the_identity_that_may_delete_and_starts_as_it_is_told() -> None:
@@ -336,7 +356,8 @@ def test_checkov_finds_nothing_but_what_is_listed(tmp_path: Path) -> None:
     found = [
         o
         for o in built("azure")
-        if o["kind"] in ("StatefulSet", "CronJob", "Role", "RoleBinding", "ServiceAccount", "NetworkPolicy", "Service")
+        if o["kind"]
+        in ("StatefulSet", "CronJob", "Role", "RoleBinding", "ServiceAccount", "NetworkPolicy", "Service")
     ]
     for n, one in enumerate([*lifted(), *found]):
         (tmp_path / f"{n}.yaml").write_text(yaml.safe_dump(one))
