@@ -148,7 +148,7 @@ def _ladder(
     """Train the rungs; returns them as points and writes points.csv and curves.csv."""
     from launcher.data.tokens import cache_folder, tokens_for
     from launcher.errors import Failed
-    from launcher.jobs.ladder import result_of, run_ladder, write_points
+    from launcher.jobs.climbing import RayPlace, result_of, run_ladder, standing, write_points
 
     corpus = tokens_for("stdlib", cache_folder())
     specs = [spec_of(base, f"ladder-w{w}", w, size) for w in size.widths]
@@ -166,7 +166,9 @@ def _ladder(
         )
         progress.show(flying or "ladder", steps / total)
 
-    rungs = run_ladder(specs, stage.head.dashboard, stage.head.environment(), at_once=3, tick=tick)
+    rungs = run_ladder(
+        standing(specs), RayPlace(stage.head.dashboard, stage.head.environment()), at_once=3, tick=tick
+    )
     failed = [r.spec.name for r in rungs if r.state != "finished"]
     if failed:
         raise Failed(f"the ladder's {', '.join(failed)} did not finish; {KEPT}")

@@ -63,7 +63,7 @@ def hand_over(
         done = kuberay_client.resume(api, spec, prediction=prediction)
     else:
         done = kuberay_client.submit(api, spec, prediction=prediction, say=_say)
-    _remember(spec)
+    remember(spec)
     if args.json:
         print(json.dumps({"run": spec.name, "resumed": True} if done is None else vars(done)))
     else:
@@ -232,7 +232,7 @@ def _stored(spec: Any) -> dict[str, Any]:
     }
 
 
-def _remember(spec: Any) -> None:
+def remember(spec: Any) -> None:
     """So that its name is enough from now on. Never raises: it is a convenience."""
     from launcher.cli.finding import home
     from launcher.storage.runfolder import write_whole

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import shutil
+import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "ladder",
         help="the small runs, then their law",
-        description="Make the runs of a ladder file that are not finished yet, then fit a law to them. "
-        "With --plan, propose which runs to make instead.",
+        description="Show the runs of a ladder file and what they will cost, ask unless they stay on this machine, make those "
+        "that are not finished yet, and fit a law to all of them. The same command again goes on where it was cut off. Exit 1 "
+        "where a rung failed; the law is of the others. With --plan, propose which runs to make instead.",
     )
     parser.add_argument("ladder", metavar="LADDER", nargs="?", help="ladder.yaml")
     parser.add_argument(
@@ -23,6 +22,10 @@ def register(commands: Any) -> None:
     )
     parser.add_argument(
         "--at-once", type=int, help="runs in flight (default: the file's at_once, or as many as fit)"
+    )
+    parser.add_argument("--yes", "-y", action="store_true", help="don't ask")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the rungs and their price, and stop there"
     )
     parser.add_argument(
         "--plan", action="store_true", help="propose runs for --target; nothing is trained (about 20 s)"
@@ -66,75 +69,36 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-BAR = 20
-QUIET_S = 30.0
-"""Between two lines that say the same states, where there is no terminal."""
+def place_for(specs: list[Any]) -> Any:
+    """Where the rungs are made: the cluster that the base names. `local` starts a Ray where none runs."""
+    to = specs[0].cluster.to
+    if to != "kuberay":
+        from launcher.cli.submit import cluster_of
+        from launcher.jobs.climbing import RayPlace
+
+        return RayPlace(*cluster_of(to))
+    from launcher.cli.kuberay import remember
+    from launcher.kuberay.api import connect
+    from launcher.kuberay.rungs import KubePlace
+
+    api = connect()
+    print(f"cluster {api.context or 'of the current context'}: {api.host}", file=sys.stderr)
+    for spec in specs:
+        remember(spec)
+    return KubePlace(api, specs)
 
 
-class Display:
-    """The whole ladder's progress: a block that is redrawn on a terminal, elsewhere a line when something changed."""
+def _refuse_unwritable(out: Path) -> None:
+    """Make the folder of the law. Raises WrongInput where the law could not be written."""
+    from launcher.errors import WrongInput
 
-    def __init__(self, name: str, out: Any, now: Callable[[], float] = time.monotonic) -> None:
-        self._name, self._out, self._now = name, out, now
-        self._drawn, self._said, self._said_at = 0, "", -QUIET_S
-        self._began, self._done_at_start = now(), -1.0
-
-    def show(self, rungs: list[Any]) -> None:
-        """The rungs as they stand."""
-        head = self.headline(rungs)
-        if not self._out.isatty():
-            states = head.partition(",  ")[0]
-            if states != self._said or self._now() - self._said_at > QUIET_S:
-                self._said, self._said_at = states, self._now()
-                print(head, file=self._out, flush=True)
-            return
-        wide = max(len(r.spec.name) for r in rungs)
-        lines = [head, *(f"  {r.spec.name:<{wide}}  {rung_line(r)}" for r in rungs)]
-        up = f"\x1b[{self._drawn}F" if self._drawn else ""
-        columns = shutil.get_terminal_size().columns
-        self._out.write(up + "".join(f"\x1b[2K{text[: columns - 1]}\n" for text in lines))
-        self._out.flush()
-        self._drawn = len(lines)
-
-    def headline(self, rungs: list[Any]) -> str:
-        """One line for all of them; shares of work are by 6ND, or by steps where N is not known."""
-        from launcher.spec.accounting import total_flops
-
-        work = [total_flops(r.spec) or float(r.spec.total_steps) for r in rungs]
-        parts = [1.0 if r.state == "finished" else min(1.0, r.step / r.spec.total_steps) for r in rungs]
-        done = sum(w * p for w, p in zip(work, parts, strict=True)) / sum(work)
-        if self._done_at_start < 0:
-            self._done_at_start = done
-        gone, gained = self._now() - self._began, done - self._done_at_start
-        lost = sum(
-            w * (1 - p) for w, p, r in zip(work, parts, rungs, strict=True) if r.state == "failed"
-        ) / sum(work)
-        states = [r.state for r in rungs]
-        counts = ", ".join(
-            f"{states.count(s)} {s}" for s in ("finished", "running", "waiting", "failed") if states.count(s)
-        )
-        left = ""
-        if gained > 0.02 and gone > 10:
-            minutes = max(0.0, gone * (1 - lost - done) / gained) / 60
-            left = f", about {minutes:.0f} min left" if minutes >= 1.5 else ", about a minute left"
-        return f"{self._name}: {counts},  {100 * done:.0f}%{left}"
-
-    def close(self) -> None:
-        self._out.flush()
-
-
-def rung_line(rung: Any) -> str:
-    """One rung in a line: its state, and how far it is, or what it ended with."""
-    total = rung.spec.total_steps
-    if rung.state == "finished":
-        from launcher.jobs.ladder import result_of
-
-        loss = result_of(rung)["loss"]
-        return f"finished  loss {loss:.4f}" if isinstance(loss, float) else "finished"
-    if rung.state == "running":
-        full = int(BAR * min(1.0, rung.step / total))
-        return f"running   [{'#' * full}{'.' * (BAR - full)}] {rung.step} of {total}"
-    return f"{rung.state:<9} {rung.why}".rstrip()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(f"-o {out}: {error.strerror}. Give a path that you may write.") from None
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        why = "is a folder" if out.is_dir() else f"{out.parent} may not be written"
+        raise WrongInput(f"-o {out}: {why}. Give the path of a file that you may write.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,10 +109,13 @@ def run(args: argparse.Namespace) -> int:
         return plan(args)
     if args.ladder is None:
         raise WrongInput("need a ladder file, as in: losscast ladder examples/ladder.yaml, or --plan")
-    from launcher.cli.submit import cluster_of
-    from launcher.jobs.ladder import read_file, run_ladder, write_points
+    from launcher.cli.ladder_display import Display, priced
+    from launcher.cli.submit import agreed
+    from launcher.jobs.climbing import run_ladder, standing, write_points
+    from launcher.jobs.ladder import read_file
     from launcher.jobs.submit import refuse_shadows
     from launcher.plan.lawcheck import conventions
+    from launcher.plan.plan import make_plan
     from monitor.forecast.fit import fit
     from monitor.forecast.points import read_curves, read_points
 
@@ -157,21 +124,30 @@ def run(args: argparse.Namespace) -> int:
     ladder, specs = read_file(args.ladder)
     refuse_shadows(Path.cwd())
     out = Path(args.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after them
-    except OSError as error:
-        raise WrongInput(f"-o {out}: {error.strerror}. Give a path that you may write.") from None
-    dashboard, ray_env = cluster_of(specs[0].cluster.to)
+    to = specs[0].cluster.to
+    if to == "kuberay":
+        from launcher.kuberay.rungs import refuse_out_of_sight
+
+        refuse_out_of_sight(specs)
+    rungs = standing(specs)
+    left = [r.spec for r in rungs if r.state != "finished"]
+    if left:
+        print(priced(ladder.name, [make_plan(s) for s in left]), file=sys.stderr)
+    if len(left) < len(rungs):
+        print(f"{len(rungs) - len(left)} of {len(rungs)} runs are finished already", file=sys.stderr)
+    if args.dry_run:
+        return 0
+    if left and not args.yes and not (to == "local" or agreed(specs[0], sys.stdin.isatty(), "the ladder")):
+        print("losscast: not submitted", file=sys.stderr)
+        return 1
+    _refuse_unwritable(out)  # before hours of training, not after them
     display = Display(ladder.name, sys.stderr)
     try:
-        rungs = run_ladder(
-            specs,
-            dashboard,
-            ray_env,
-            at_once=args.at_once or ladder.at_once,
-            tick=display.show,
-            interval_s=1.0,
-        )
+        if left:
+            at_once, every_s = args.at_once or ladder.at_once, 5.0 if to == "kuberay" else 1.0
+            rungs = run_ladder(
+                rungs, place_for(specs), at_once=at_once, tick=display.show, interval_s=every_s
+            )
     except KeyboardInterrupt:
         print(
             "losscast: interrupted; each run has its last checkpoint, and the same command goes on",
@@ -182,7 +158,8 @@ def run(args: argparse.Namespace) -> int:
     failed = [r for r in rungs if r.state != "finished"]
     for rung in failed:
         print(f"{rung.spec.name}: {rung.why}", file=sys.stderr)
-        print(f"next: losscast why {rung.folder.address}", file=sys.stderr)
+        name = rung.spec.name if to == "kuberay" else rung.folder.address
+        print(f"next: losscast why {name}", file=sys.stderr)
     if failed:
         print(
             f"{len(failed)} of {len(rungs)} did not finish; the law is of the others. The same command tries them again.",

@@ -144,7 +144,7 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
     return 0
 
 
-def agreed(spec: Any, terminal: bool) -> bool:
+def agreed(spec: Any, terminal: bool, what: str = "it") -> bool:
     """Ask the person. Where there is none, only a run on this machine goes on. Raises WrongInput for others."""
     from launcher.errors import WrongInput
 
@@ -154,7 +154,7 @@ def agreed(spec: Any, terminal: bool) -> bool:
         raise WrongInput(
             f"submit to {spec.cluster.to} asks before it spends anything, and there is no terminal to ask on. Add --yes."
         )
-    print("submit it? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"submit {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:

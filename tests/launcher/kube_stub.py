@@ -284,6 +284,14 @@ class Stub:
         request.wfile.write(data)
 
 
+def kubeconfig(url: str) -> str:
+    """The text of a kubeconfig for the stub at `url`."""
+    return (
+        f'{{apiVersion: v1, kind: Config, current-context: x, clusters: [{{name: c, cluster: {{server: "{url}"}}}}], '
+        f"users: [{{name: u, user: {{token: {TOKEN}}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}]}}"
+    )
+
+
 def _selected(body: Object, query: dict[str, str]) -> bool:
     labels = body["metadata"].get("labels") or {}
     for term in filter(None, query.get("labelSelector", "").split(",")):

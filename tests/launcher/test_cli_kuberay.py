@@ -8,7 +8,7 @@ import pytest
 
 from launcher import cli
 from launcher.kuberay import api as kuberay_api
-from tests.launcher.kube_stub import TOKEN, Stub
+from tests.launcher.kube_stub import Stub, kubeconfig
 
 pytest.importorskip("kubernetes")
 ROOT = Path(__file__).parents[2]
@@ -25,10 +25,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     monkeypatch.setenv("LOSSCAST_HOME", str(tmp_path / "home"))
     with Stub() as found:
         config = tmp_path / "config"
-        config.write_text(
-            f'{{apiVersion: v1, kind: Config, current-context: x, clusters: [{{name: c, cluster: {{server: "{found.url}"}}}}], '
-            f"users: [{{name: u, user: {{token: {TOKEN}}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}]}}"
-        )
+        config.write_text(kubeconfig(found.url))
         monkeypatch.setenv("KUBECONFIG", str(config))
         monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
         yield found

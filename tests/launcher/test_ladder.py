@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from launcher.errors import WrongInput
-from launcher.jobs.ladder import Rung, finished, fitting, merged, read_ladder, specs_of, write_points
+from launcher.jobs.climbing import Rung, finished, fitting, write_points
+from launcher.jobs.ladder import merged, read_ladder, specs_of
 from launcher.spec.accounting import parameter_count
 from launcher.storage.runfolder import RunFolder, write_whole
 
@@ -45,6 +46,12 @@ def test_two_rungs_of_one_name_are_refused_by_name() -> None:
     twice = {**LADDER, "rungs": [{"workload": {"width": 8}}, {"workload": {"width": 8}}]}
     with pytest.raises(WrongInput, match="bytes-w8"):
         specs_of(read_ladder(twice, "l"))
+
+
+def test_rungs_on_two_clusters_are_refused() -> None:
+    there = {"workload": {"width": 12}, "cluster": {"to": "http://127.0.0.1:9"}}
+    with pytest.raises(WrongInput, match=r"go to http://127\.0\.0\.1:9 and local.*one cluster"):
+        specs_of(read_ladder({**LADDER, "rungs": [{"workload": {"width": 8}}, there]}, "l"))
 
 
 def test_a_rung_that_can_not_be_says_which_it_is() -> None:
@@ -134,7 +141,7 @@ def test_a_rung_larger_than_the_cluster_starts_when_it_is_alone() -> None:
 def test_progress_is_one_line_a_change_where_there_is_no_terminal(tmp_path: Path) -> None:
     import io
 
-    from launcher.cli.ladder import Display
+    from launcher.cli.ladder_display import Display
 
     specs = specs_of(read_ladder(merged(LADDER, {"base": {"checkpoints": {"url": str(tmp_path)}}}), "l"))
     rungs = [Rung(s, RunFolder.of(str(tmp_path), s.name)) for s in specs]
