@@ -5,9 +5,7 @@
 `put_new` is one PUT with If-None-Match, so the service decides races. A conflict, like an answer that never came, says
 nothing about who wrote: the blob is read back, and one's own bytes (entries carry a nonce) are success.
 
-Files move in blocks of 8 MiB over one pool of threads, whichever file they belong to, so that 500 small files and 8 large
-ones both keep every connection busy. An upload is hashed while it is read, a download from the bytes that lie on the disk.
-Memory: threads + 2 blocks.
+Files move in blocks, many at a time (`infra.moving`).
 
 Each request is tried again after errors that pass (no answer, 408, 429, 5xx, a body cut short) until `limit_s` of the
 operation, or of the block, is over: then TooLate, which leaves the outcome open. Other failures are OSError at once, and
@@ -18,16 +16,12 @@ Needs a container that exists. Versioning and soft delete of blobs may be on: ne
 
 import errno
 import hashlib
-import math
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceModifiedError
@@ -36,28 +30,13 @@ from azure.storage.blob import BlobBlock, BlobClient, ContainerClient
 from requests import Session
 from requests.adapters import HTTPAdapter
 
-from infra.crew import Crew, Meter, read_fully, write_at
+from infra import moving
+from infra.moving import BLOCK_BYTES, MAX_BLOCKS, Part
 from infra.objects import Exists, Item, Missing, Progress, check_key, quiet
 from infra.tries import Conflict, Refused, T, Timeouts, tried
 
-BLOCK_BYTES = 8 << 20
-MAX_BLOCKS = 40_000
-"""Of one blob; Azure allows 50,000."""
-THREADS = 8
+THREADS = 16
 LIMIT_S = 120.0
-
-
-@dataclass
-class _Arriving:
-    """One file of a download."""
-
-    key: str
-    path: Path
-    size: int = -1
-    left: int = 1
-    """Blocks that are not on the disk yet."""
-    digest: tuple[int, str] | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class BlobStore:
@@ -122,11 +101,7 @@ class BlobStore:
                     time.sleep(0.05)
 
     def put(self, key: str, data: bytes) -> None:
-        blob = self._blob(key)
-        self._tried(
-            f"write {self.where(key)}",
-            lambda timeouts: blob.upload_blob(data, overwrite=True, max_concurrency=1, **timeouts),
-        )
+        self._write("write", key, data)
 
     def get(self, key: str) -> bytes:
         blob = self._blob(key)
@@ -181,7 +156,7 @@ class BlobStore:
         sha.update(first.data)
         done = len(first.data)
         with ThreadPoolExecutor(2) as pool:  # the next block travels while this one is hashed
-            ahead: Future[_Range] | None = None
+            ahead: Future[Part] | None = None
             while done < first.size:
                 length = min(BLOCK_BYTES, first.size - done)
                 part = ahead.result() if ahead else self._range(blob, key, done, length, first.etag)
@@ -203,116 +178,36 @@ class BlobStore:
         return f"az://{name}/{self.container_name}/{self.prefix}{key}"
 
     def upload(self, files: Mapping[str, Path], progress: Progress = quiet) -> dict[str, tuple[int, str]]:
-        sizes = {key: path.stat().st_size for key, path in files.items()}
-        meter = Meter(sum(sizes.values()), progress)
-        digests: dict[str, tuple[int, str]] = {}
-        with Crew(self.threads) as crew:
-            for key, path in files.items():
-                digests[key] = self._send(crew, meter, key, path, sizes[key])
-        return digests
-
-    def _send(self, crew: Crew, meter: Meter, key: str, path: Path, size: int) -> tuple[int, str]:
-        """Read and hash one file, its blocks handed to the crew; the last one to arrive makes the blob."""
-        blob, sha, block = self._blob(key), hashlib.sha256(), max(BLOCK_BYTES, math.ceil(size / MAX_BLOCKS))
-        names = [f"{i:08d}" for i in range(math.ceil(size / block))]
-        left, lock, read = len(names), threading.Lock(), 0
-
-        def whole(data: bytes) -> None:
-            self._tried(
-                f"upload {self.where(key)}",
-                lambda t: blob.upload_blob(data, overwrite=True, max_concurrency=1, **t),
-            )
-            meter.add(len(data))
-
-        def part(index: int, data: bytes) -> None:
-            nonlocal left
-            self._tried(
-                f"upload block {index} of {self.where(key)}",
-                lambda t: blob.stage_block(names[index], data, **t),
-            )
-            meter.add(len(data))
-            with lock:
-                left -= 1
-                last = left == 0
-            if last:
-                self._tried(
-                    f"finish {self.where(key)}",
-                    lambda t: blob.commit_block_list([BlobBlock(n) for n in names], **t),
-                )
-
-        with path.open("rb", buffering=0) as file:
-            for index in range(max(1, len(names))):
-                data = read_fully(file, min(block, size - read))
-                read += len(data)
-                sha.update(data)
-                if size <= block:
-                    crew.do_in_turn(whole, data)
-                else:
-                    crew.do_in_turn(part, index, data)
-            if read != size or file.read(1):
-                raise OSError(errno.EIO, f"{path} changed while it was uploaded")
-        return size, sha.hexdigest()
+        return moving.upload(_Moves(self), files, self.threads, progress)
 
     def download(self, files: Mapping[str, Path], progress: Progress = quiet) -> dict[str, tuple[int, str]]:
-        arriving = [_Arriving(key, path) for key, path in files.items()]
-        meter = Meter(0, progress)
-        for folder in {path.parent for path in files.values()}:
-            folder.mkdir(parents=True, exist_ok=True)
-        with Crew(self.threads) as crew:
-            for one in arriving:
-                crew.do(self._receive_first, crew, meter, one)
-        return {one.key: one.digest for one in arriving if one.digest is not None}
+        return moving.download(_Moves(self), files, self.threads, progress)
 
-    def _receive_first(self, crew: Crew, meter: Meter, one: _Arriving) -> None:
-        """The first block of a file, which tells its size: a small file is done, for a large one the rest is ordered."""
-        blob = self._blob(one.key)
-        first = self._range(blob, one.key, 0, BLOCK_BYTES, None)
-        one.size = first.size
-        meter.expect(first.size)
-        descriptor = os.open(one.path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o644)
-        try:
-            write_at(descriptor, first.data, 0)
-        finally:
-            os.close(descriptor)
-        meter.add(len(first.data))
-        if first.size <= len(first.data):
-            one.digest = first.size, hashlib.sha256(first.data).hexdigest()
-            return
-        offsets = range(len(first.data), first.size, BLOCK_BYTES)
-        one.left = len(offsets)
-        for offset in offsets:
-            crew.do(self._receive, meter, one, blob, offset, first.etag)
-
-    def _receive(self, meter: Meter, one: _Arriving, blob: BlobClient, offset: int, etag: str | None) -> None:
-        part = self._range(blob, one.key, offset, min(BLOCK_BYTES, one.size - offset), etag)
-        descriptor = os.open(one.path, os.O_RDWR)
-        try:
-            write_at(descriptor, part.data, offset)
-        finally:
-            os.close(descriptor)
-        meter.add(len(part.data))
-        with one.lock:
-            one.left -= 1
-            if one.left:
-                return
-        with one.path.open("rb", buffering=0) as file:
-            one.digest = one.path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    def _write(self, what: str, key: str, data: bytes) -> None:
+        blob = self._blob(key)
+        self._tried(
+            f"{what} {self.where(key)}",
+            lambda timeouts: blob.upload_blob(data, overwrite=True, max_concurrency=1, **timeouts),
+        )
 
     def _blob(self, key: str) -> BlobClient:
         check_key(key)
         return self._client.get_blob_client(self.prefix + key)
 
-    def _range(self, blob: BlobClient, key: str, offset: int, length: int, etag: str | None) -> "_Range":
+    def _range(self, blob: BlobClient, key: str, offset: int, length: int, etag: str | None) -> "Part":
         """Bytes from `offset` on, of the very version that `etag` names. Raises Missing."""
 
-        def once(timeouts: Timeouts) -> _Range:
+        def once(timeouts: Timeouts) -> Part:
             try:
                 stream = blob.download_blob(offset=offset, length=length, max_concurrency=1, **timeouts)
             except HttpResponseError as error:
                 if error.status_code == 416 and offset == 0:
-                    return _Range(b"", 0, None)  # an empty blob has no first byte
+                    return Part(b"", 0, None)  # an empty blob has no first byte
                 raise
-            return _Range(bytes(stream.readall()), int(_total(stream)), stream.properties.etag)
+            kept = _Kept()
+            stream.readinto(cast(Any, kept))
+            data = kept.parts[0] if len(kept.parts) == 1 else b"".join(kept.parts)
+            return Part(data, int(_total(stream)), stream.properties.etag)
 
         part = self._tried(f"read {self.where(key)}", once)
         if etag is not None and part.etag != etag:
@@ -324,12 +219,42 @@ class BlobStore:
         return tried(what, once, limit_s=self.limit_s, conflicts_pass=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    data: bytes
-    size: int
-    """Of the whole blob."""
-    etag: str | None
+class _Moves:
+    """The requests that `infra.moving` makes."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    def put(self, key: str, data: bytes) -> None:
+        self._store._write("upload", key, data)
+
+    def stage(self, key: str, name: str, data: bytes) -> None:
+        blob = self._store._blob(key)
+        self._store._tried(
+            f"upload block {int(name)} of {self._store.where(key)}",
+            lambda t: blob.stage_block(name, data, **t),
+        )
+
+    def commit(self, key: str, names: list[str]) -> None:
+        blob = self._store._blob(key)
+        self._store._tried(
+            f"finish {self._store.where(key)}",
+            lambda t: blob.commit_block_list([BlobBlock(n) for n in names], **t),
+        )
+
+    def part(self, key: str, offset: int, length: int, etag: str | None) -> Part:
+        return self._store._range(self._store._blob(key), key, offset, length, etag)
+
+
+class _Kept:
+    """Takes what the SDK writes, without a copy."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self.parts.append(data)
+        return len(data)
 
 
 def _connections(threads: int) -> RequestsTransport:

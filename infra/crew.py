@@ -29,9 +29,10 @@ class Crew:
     """Threads that carry blocks, and may order more. At the end of the context all is carried; the first error is raised
     and what had not begun is dropped."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, room_bytes: int) -> None:
+        """room_bytes: what work in turn may hold in memory; one piece of work always has room"""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="losscast-blob")
-        self._room = threading.Semaphore(threads + 2)
+        self._room, self._held = room_bytes, 0
         self._changed = threading.Condition()
         self._left = 0
         self._error: BaseException | None = None
@@ -40,18 +41,21 @@ class Crew:
         """Have it done. For work that orders more work: never waits."""
         with self._changed:
             self._left += 1
-        self._pool.submit(self._run, work, args, False)
+        self._pool.submit(self._run, 0, work, args)
 
-    def do_in_turn(self, work: Callable[..., None], *args: Any) -> None:
-        """Have it done; waits while threads + 2 others are under way, so that memory is bounded. Raises their error."""
-        self._room.acquire()
-        if self._error is not None:
-            raise self._error
+    def do_in_turn(self, size: int, work: Callable[..., None], *args: Any) -> None:
+        """Have it done; waits for room for `size` bytes. Raises the error of others."""
         with self._changed:
+            self._changed.wait_for(
+                lambda: self._error is not None or not self._held or self._held + size <= self._room
+            )
+            if self._error is not None:
+                raise self._error
             self._left += 1
-        self._pool.submit(self._run, work, args, True)
+            self._held += size
+        self._pool.submit(self._run, size, work, args)
 
-    def _run(self, work: Callable[..., None], args: tuple[Any, ...], in_turn: bool) -> None:
+    def _run(self, size: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
         try:
             if self._error is None:
                 work(*args)
@@ -59,11 +63,10 @@ class Crew:
             with self._changed:
                 self._error = self._error or error
         finally:
-            if in_turn:
-                self._room.release()
             with self._changed:
                 self._left -= 1
-                if self._left == 0 or self._error is not None:
+                self._held -= size
+                if size or self._left == 0 or self._error is not None:
                     self._changed.notify_all()
 
     def __enter__(self) -> "Crew":

@@ -22,7 +22,7 @@ from tests.faulty_proxy import FaultyProxy
 pytestmark = pytest.mark.faults
 needs_azurite()
 
-from infra import blob, tries  # noqa: E402
+from infra import blob, moving, tries  # noqa: E402
 from infra.blob import BlobStore  # noqa: E402
 
 NAMES = ["a.pt", "b.pt"]
@@ -103,6 +103,15 @@ def _whole_files(given: Given) -> None:
     assert (given.folder / "target").read_bytes() == source.read_bytes()
 
 
+def _out_of_turn(given: Given) -> None:
+    """The second block comes after the third."""
+    data = random.Random(0).randbytes(300)
+    one = moving._Arriving("key", given.folder / "target", size=300)
+    done = [one.took(at, data[at : at + 100]) for at in (0, 200, 100)]
+    assert done == [False, False, True]
+    assert one.digest == (300, hashlib.sha256(data).hexdigest())
+
+
 def _damage(given: Given) -> None:
     store, log = given.committed()
     store.put(prefix_of(1, 20) + NAMES[1], f"10 {NAMES[1]}".encode() * 9)  # of another step, the right size
@@ -158,10 +167,11 @@ def _retention(given: Given) -> None:
 
 
 PROMISES = [
-    _created_once, _own_answer_lost, _passing_trouble, _limit_kept, _whole_files, _damage, _what_lies_here, _clock,
+    _created_once, _own_answer_lost, _passing_trouble, _limit_kept, _whole_files, _out_of_turn, _damage, _what_lies_here,
+    _clock,
     _late_renewal, _retention,
 ]  # fmt: skip
-TRIED, RECEIVE, BRING = tries.tried, BlobStore._receive, checkpoints.bring
+TRIED, WRITE, BRING = tries.tried, moving.write_at, checkpoints.bring
 
 
 def _no_condition(self: BlobStore, key: str, data: bytes) -> None:
@@ -185,8 +195,17 @@ def _for_ever(what: str, once: Any, **more: Any) -> Any:
     return TRIED(what, once, **{**more, "limit_s": 30.0})
 
 
-def _at_the_start(self: Any, meter: Any, one: Any, client: Any, offset: int, etag: Any) -> None:
-    RECEIVE(self, meter, one, client, offset % (16 << 20), etag)
+def _at_the_start(descriptor: int, data: bytes, offset: int) -> None:
+    WRITE(descriptor, data, offset % (16 << 20))
+
+
+def _hash_as_it_comes(self: Any, offset: int, data: bytes) -> bool:
+    with self.lock:
+        self.sha.update(data)
+        self.hashed += len(data)
+        if self.hashed == self.size:
+            self.digest = self.size, self.sha.hexdigest()
+        return self.hashed == self.size
 
 
 def _believe(store: Any, entry: Any, run: str, into: Path, progress: Any = None) -> Any:
@@ -215,7 +234,8 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a conflict is somebody else, always": lambda m: m.setattr(BlobStore, "put_new", _no_read_back),
     "try once": lambda m: m.setattr(blob, "tried", _once),
     "try for ever": lambda m: m.setattr(blob, "tried", _for_ever),
-    "blocks at the wrong place": lambda m: m.setattr(BlobStore, "_receive", _at_the_start),
+    "blocks at the wrong place": lambda m: m.setattr(moving, "write_at", _at_the_start),
+    "hash blocks in the order they come": lambda m: m.setattr(moving._Arriving, "took", _hash_as_it_comes),
     "load what was brought unseen": lambda m: m.setattr(checkpoints, "bring", _believe),
     "trust what lies here": lambda m: m.setattr(checkpoints, "bring", _keep_what_is_here),
     "no clock beside the renewals": lambda m: m.setattr(runlog.Holding, "_watch", lambda self: None),
@@ -228,6 +248,7 @@ CAUGHT_BY: dict[str, Callable[[Given], None]] = {
     "try once": _passing_trouble,
     "try for ever": _limit_kept,
     "blocks at the wrong place": _whole_files,
+    "hash blocks in the order they come": _out_of_turn,
     "load what was brought unseen": _damage,
     "trust what lies here": _what_lies_here,
     "no clock beside the renewals": _clock,
