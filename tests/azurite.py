@@ -7,12 +7,14 @@ Needs `azurite-blob` on the PATH: npm install -g azurite.
 """
 
 import base64
+import ctypes
 import datetime
 import http.server
 import ipaddress
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -40,6 +42,18 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+_prctl = getattr(
+    ctypes.CDLL(None), "prctl", None
+)  # looked up here: between fork and exec there is no time for it
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In the child: end when the thread that started it does, be it by SIGKILL. Linux; elsewhere it does nothing."""
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Azurite:
@@ -72,7 +86,9 @@ class Azurite:
         if self.oauth:
             key = make_certificate(self.certificate)
             command += ["--oauth", "basic", "--cert", str(self.certificate), "--key", str(key)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        )
         deadline = time.monotonic() + 60
         while True:
             try:

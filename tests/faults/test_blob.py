@@ -7,6 +7,8 @@ import hashlib
 import os
 import random
 import secrets
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +31,34 @@ ROUNDS = 40 if LONG else 1
 LIMIT_S = 2.0
 SLACK_S = 4.0
 """What a loaded machine may add to a time limit."""
+
+
+STARTS_AZURITE = """
+import sys, time
+from pathlib import Path
+from tests.azurite import Azurite
+with Azurite(Path(sys.argv[1])) as service:
+    print(service.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_azurite_whose_tests_were_killed_does_not_stay_behind(azurite: Azurite, tmp_path: Path) -> None:
+    tests = subprocess.Popen(
+        [sys.executable, "-c", STARTS_AZURITE, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert tests.stdout is not None
+    proc = Path(f"/proc/{int(tests.stdout.readline())}/stat")
+    assert proc.exists()
+    tests.kill()
+    tests.wait()
+    deadline = time.monotonic() + 60
+    while proc.exists() and proc.read_text().rsplit(") ", 1)[1][0] != "Z":
+        assert time.monotonic() < deadline, "it stays behind"
+        time.sleep(0.05)
 
 
 def seeds() -> list[int]:
