@@ -17,10 +17,10 @@ replaced (a share `replace`) `replace_s`, until a spare has joined. A failure du
 interval is Young's, sqrt(2 save_s MTBF), and at least as long as an upload takes. No failure is silent, and nothing but
 failures costs time.
 
-Save, upload, hang and replacement are arithmetic on bytes and bandwidths, not measurements. Of restart, two CPU cores show
-only that a restart on warm processes can take seconds; a cluster's is longer: collective set-up over thousands of ranks and
-loading shards from storage. So the table has a few seconds, a minute, and five minutes; which of them holds on a given
-cluster has not been measured.
+The output says of each cost whether it was measured, and where, or is assumed. Save, upload, hang and replacement are
+arithmetic on bytes and bandwidths, not measurements. Of restart, two CPU cores show only that a restart on warm processes
+can take seconds; a cluster's is longer: collective set-up over thousands of ranks and loading shards from storage. So the
+table has a few seconds, a minute, and five minutes; which of them holds on a given cluster has not been measured.
 """
 
 import argparse
@@ -34,6 +34,30 @@ FLEETS: tuple[tuple[int, float, float, float], ...] = ((1024, 7.9, 70e9, 0.97), 
 """GPUs, hours between failures, parameters trained on them, and the share to reach."""
 BYTES = 14
 """A parameter in a checkpoint: bf16 weights, fp32 master weights and two moments."""
+
+SOURCES: dict[str, tuple[str, str]] = {
+    "hours_between_failures": ("published", "Kokolis et al. 2024; 16,384 GPUs is their projection"),
+    "detect_s": ("assumed", "of a process that ends; on one machine of 2 CPU cores Ray told of it within a tenth of a second"),
+    "restart_s": ("assumed", "a range: 2 CPU cores show seconds on warm processes, no cluster was at hand"),
+    "save_s": ("assumed", "14 bytes a parameter over --disk-gb-s a host: arithmetic"),
+    "upload_s": ("assumed", "the same bytes over --store-gb-s: arithmetic on a published limit of Azure, no account was at hand"),
+    "hangs": ("assumed", "share of failures that only hang"),
+    "hang_s": ("assumed", "what launcher.recovery.hang waits for steps of 30 s: its rule, not a measurement"),
+    "replace": ("assumed", "share of failures that take a host"),
+    "replace_s": ("assumed", "a spare host that is held ready; with none it is the cloud's time for a new one"),
+    "training beside an upload": ("assumed", "costs nothing here"),
+}  # fmt: skip
+"""Where each cost comes from."""
+
+
+def told_sources() -> list[str]:
+    """For people: what the percentages rest on."""
+    found = [f"{how:9s}  {name}: {why}" for name, (how, why) in SOURCES.items()]
+    none = [name for name, (how, _) in SOURCES.items() if how == "assumed"]
+    return [
+        *found,
+        f"{len(none)} of {len(SOURCES)} are assumed: read the figures as a plan, not as a result.",
+    ]
 
 
 def effective(
@@ -103,6 +127,8 @@ def main() -> None:
     parser.add_argument("--replace", type=float, default=0.5, help="share of failures that take a host")
     parser.add_argument("--replace-s", type=float, default=60.0, help="until a spare host has joined")
     args = parser.parse_args()
+    for line in told_sources():
+        print(line, file=sys.stderr)
     rows = []
     for fleet, costs in itertools.product(FLEETS, itertools.product(args.store_gb_s, args.restart_s)):
         gpus, hours, params, goal = fleet
@@ -133,7 +159,8 @@ def main() -> None:
             f"{upload_s:.0f} s, {row['failures']:.0f} failures in {args.days:.0f} days; reach for {100 * goal:.0f}%",
             file=sys.stderr,
         )
-    print(json.dumps({"assumptions": vars(args), "rows": rows}))
+    sources = {name: {"from": how, "what": why} for name, (how, why) in SOURCES.items()}
+    print(json.dumps({"settings": vars(args), "sources": sources, "rows": rows}))
 
 
 if __name__ == "__main__":
