@@ -194,7 +194,7 @@ class Api:
     def _json(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
-        what = f"{method.lower()} {path.split('/namespaces/')[-1]}"
+        what = _said(method, path, body)
         for attempt in range(1, TRIES + 1):
             try:
                 answer = self._request(method, path, query, body, READ_S)
@@ -226,7 +226,7 @@ class Api:
                     said = json.loads(answer.data)
                 except ValueError:
                     said = {}
-                self._raise(answer.status, said, f"get {path.split('/namespaces/')[-1]}")
+                self._raise(answer.status, said, _said("GET", path))
             rest = b""
             for chunk in answer.stream(amt=None, decode_content=True):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -291,6 +291,10 @@ class Api:
             raise NotThere(
                 f"{where}. This cluster does not know the kind: is the KubeRay (or Kueue) operator installed?"
             )
+        if code == 404 and message.startswith("namespaces "):
+            raise NotThere(
+                f"{where}. Whoever runs the cluster makes it: kubectl apply -k k8s/overlays/dev (or azure)."
+            )
         if code == 404:
             raise NotThere(where)
         if code == 409:
@@ -304,11 +308,29 @@ class Api:
         raise Failed(where)
 
 
+def _said(method: str, path: str, body: Object | None = None) -> str:
+    """What is asked, for people: `create rayjobs gpt-7b in namespace training`."""
+    verbs = {"GET": "read", "POST": "create", "PUT": "change", "DELETE": "delete"}
+    namespace, _, rest = path.rpartition("/namespaces/")[2].partition("/")
+    name = ((body or {}).get("metadata") or {}).get("name") if method == "POST" else None
+    return " ".join(
+        [verbs[method], rest.replace("/", " "), *([str(name)] if name else []), "in namespace", namespace]
+    )
+
+
 def _seconds(text: str | None) -> float:
     try:
         return float(text or 0)
     except ValueError:
         return 0.0
+
+
+def _current(config: Any) -> str:
+    """The kubeconfig's current context."""
+    try:
+        return config.list_kube_config_contexts()[1]["name"]
+    except (config.ConfigException, KeyError, TypeError):
+        return ""
 
 
 def connect(context: str | None = None) -> Api:
@@ -324,9 +346,12 @@ def connect(context: str | None = None) -> Api:
             config.load_incluster_config(client_configuration=found)
         else:
             config.load_kube_config(context=name, client_configuration=found)
+            name = name or str(_current(config))
     except (config.ConfigException, OSError, TypeError, ValueError) as error:
+        place = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        said = " ".join(str(error).split()).rstrip(".")
         raise Failed(
-            f"no cluster to talk to: {error}. Set KUBECONFIG (az aks get-credentials writes one), or LOSSCAST_KUBE_CONTEXT."
+            f"no cluster to talk to: {place}: {said}. Set KUBECONFIG (az aks get-credentials writes one), or LOSSCAST_KUBE_CONTEXT."
         ) from error
 
     def headers() -> dict[str, str]:

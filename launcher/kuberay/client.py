@@ -9,6 +9,7 @@ run has done is told by its own storage (`launcher.jobs.standing`), where that c
     resume   lets a suspended job go on; one that ended is handed in again under a new submission
 """
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -65,18 +66,16 @@ def submit(
     policy, wanted = manifests(spec, prediction=prediction, submission=job)
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
     _make_room(api, namespace, name, say)
-    _put_policy(api, namespace, policy)
+    new = _put_policy(api, namespace, policy)
     try:
-        made = api.create(RAY_JOBS, namespace, wanted)
-    except Taken:
-        made = api.get(RAY_JOBS, namespace, name)
-        if submission_of(made) != job:
-            raise Held(_held(made)) from None
-    except Away as error:  # the outcome is open: look
-        found = _look_again(api, namespace, name)
-        if found is None or submission_of(found) != job:
-            raise Failed(f"{error} Nothing was made.") from error
-        made = found
+        made = _create(api, namespace, wanted, job)
+    except Away:  # it may be there, and then needs its policy
+        raise
+    except (Failed, WrongInput):
+        if new:  # nothing is left behind
+            with contextlib.suppress(Failed):
+                api.delete(POLICIES, namespace, policy["metadata"]["name"])
+        raise
     uid = str(made["metadata"].get("uid", ""))
     owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": uid}
     try:
@@ -89,6 +88,29 @@ def submit(
     except Failed as error:
         say(f"the network policy will outlive the job: {error}")
     return Submission(spec.name, job, namespace, name, uid, api.host)
+
+
+def _create(api: Api, namespace: str, wanted: Object, job: str) -> Object:
+    """Create the RayJob, and look where the outcome is open. Raises Held when another submission was faster, Away when it
+    can't be found out whether it was made."""
+    name = wanted["metadata"]["name"]
+    try:
+        return api.create(RAY_JOBS, namespace, wanted)
+    except Taken:
+        made = api.get(RAY_JOBS, namespace, name)
+        if submission_of(made) != job:
+            raise Held(_held(made)) from None
+        return made
+    except Away as error:
+        try:
+            found = api.find(RAY_JOBS, namespace, name)
+        except Failed:
+            raise Away(
+                f"{error} Whether the job was made is open: `losscast status` tells, once it answers."
+            ) from error
+        if found is None or submission_of(found) != job:
+            raise Failed(f"{error} Nothing was made.") from error
+        return found
 
 
 def submission_of(job: Object) -> str | None:
@@ -136,9 +158,11 @@ def _make_room(api: Api, namespace: str, name: str, say: Callable[[str], None]) 
         time.sleep(0.5)
 
 
-def _put_policy(api: Api, namespace: str, policy: Object) -> None:
+def _put_policy(api: Api, namespace: str, policy: Object) -> bool:
+    """True when there was none before."""
     try:
         api.create(POLICIES, namespace, policy)
+        return True
     except Taken:
 
         def update(found: Object) -> None:
@@ -146,13 +170,7 @@ def _put_policy(api: Api, namespace: str, policy: Object) -> None:
             found["metadata"]["labels"] = policy["metadata"]["labels"]
 
         api.change(POLICIES, namespace, policy["metadata"]["name"], update)
-
-
-def _look_again(api: Api, namespace: str, name: str) -> Object | None:
-    try:
-        return api.find(RAY_JOBS, namespace, name)
-    except Failed:
-        return None
+        return False
 
 
 # Looking
@@ -169,11 +187,11 @@ def status(api: Api, spec: RunSpec) -> dict[str, Any]:
     """Where the RayJob stands, as plain data."""
     namespace, name = names(spec)
     job = api.find(RAY_JOBS, namespace, name)
-    said = status_of(job)
+    said, work = status_of(job), None if job is None else _workload(api, job)
     cluster = said.get("rayClusterStatus") or {}
     return {
         "run": spec.name,
-        "phase": phase(job),
+        "phase": phase(job, work),
         "namespace": namespace,
         "rayjob": name,
         "job": submission_of(job) if job else None,
@@ -316,7 +334,9 @@ def resume(api: Api, spec: RunSpec, *, prediction: Mapping[str, Any] | None = No
 
 def _let(api: Api, spec: RunSpec, *, go: bool) -> None:
     namespace, name = names(spec)
-    job = api.get(RAY_JOBS, namespace, name)
+    job = api.find(RAY_JOBS, namespace, name)
+    if job is None:
+        raise WrongInput(f"{spec.name}: there is no RayJob {namespace}/{name}; nothing is left to stop.")
     if phase(job) in ENDED | {"stopped"}:
         raise WrongInput(
             f"{name}: the job has ended ({phase(job)}); nothing is left to {'resume' if go else 'suspend'}."

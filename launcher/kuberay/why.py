@@ -42,8 +42,8 @@ def status_of(job: Object | None) -> Object:
     return (job or {}).get("status") or {}
 
 
-def phase(job: Object | None) -> str:
-    """One word for the RayJob; `absent` for none."""
+def phase(job: Object | None, workload: Object | None = None) -> str:
+    """One word for the RayJob; `absent` for none. Under a queue only its Workload tells that a person took it out of it."""
     if job is None:
         return "absent"
     status = status_of(job)
@@ -53,7 +53,8 @@ def phase(job: Object | None) -> str:
     if deployed in ("Failed", "ValidationFailed"):
         return "failed"
     if deployed in ("Suspending", "Suspended") or (job.get("spec") or {}).get("suspend"):
-        return "suspended" if deployed in ("Suspending", "Suspended") and not _queue(job) else "pending"
+        by_hand = _out(workload) if _queue(job) else deployed in ("Suspending", "Suspended")
+        return "suspended" if by_hand else "pending"
     if deployed == "Running" and ray == "RUNNING":
         return "running"
     return "starting"
@@ -65,7 +66,7 @@ def explain(seen: Seen) -> Word:
         return Word(
             "there is no RayJob of this name in the namespace", (), ("losscast submit   hands it in",)
         )
-    word, status = phase(seen.job), status_of(seen.job)
+    word, status = phase(seen.job, seen.workload), status_of(seen.job)
     evidence = tuple(_job_lines(seen.job) + _workload_lines(seen.workload) + _event_lines(seen.events))
     facts = {"phase": word, "ray_reason": status.get("reason"), "message": status.get("message")}
     if word == "failed":
@@ -73,10 +74,13 @@ def explain(seen: Seen) -> Word:
     elif word in ("succeeded", "stopped"):
         headline, advice = ("the job has ended, and the cluster was given back", ())
     elif word == "suspended":
-        headline, advice = (
-            "suspended by a person: no pod runs",
-            ("losscast resume   lets it go on from its last checkpoint",),
-        )
+        headline = (
+            "taken out of the queue" if _queue(seen.job) else "suspended"
+        ) + " by a person: no pod runs"
+        evicted = _true(seen.workload, "Evicted") or {}
+        if str(evicted.get("reason")).startswith("DeactivatedDueTo"):
+            headline = f"Kueue has given it up and took it out of the queue: {evicted.get('message') or evicted['reason']}"
+        advice = ("losscast resume   lets it go on from its last checkpoint",)
     elif word == "pending":
         headline, advice = _queued(seen)
     else:
@@ -96,6 +100,11 @@ def _true(found: Object | None, kind: str) -> Object | None:
 
 def _queue(job: Object) -> str | None:
     return ((job.get("metadata") or {}).get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+
+
+def _out(workload: Object | None) -> bool:
+    """Whether a Workload is deactivated."""
+    return ((workload or {}).get("spec") or {}).get("active") is False
 
 
 # Kueue
@@ -125,13 +134,11 @@ def _queued(seen: Seen) -> tuple[str, tuple[str, ...]]:
         return "suspended, and no queue looks after it", ("losscast resume",)
     if work is None:
         return (
-            f"Kueue has not looked at it: there is no Workload for queue {queue!r}",
+            f"Kueue has not looked at it yet: there is no Workload for queue {queue!r}",
             (
                 "Is Kueue running, with ray.io/rayjob among its integrations (infra and docs/azure.md do both)?",
             ),
         )
-    if (work.get("spec") or {}).get("active") is False:
-        return "taken out of the queue by a person", ("losscast resume   puts it back",)
     if _true(work, "Admitted"):
         return "Kueue has let it in; KubeRay is about to start the pods", ()
     checks = [

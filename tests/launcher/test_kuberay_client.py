@@ -144,7 +144,37 @@ def test_a_refusal_says_what_to_do(
     stub.faults.append(once("POST", "rayjobs", answer))
     with pytest.raises(error, match=words):
         kuberay_client.submit(api, spec)
-    assert ("rayjobs", NS, NAME) not in stub.objects
+    assert not stub.objects, "no network policy is left behind either"
+
+
+def test_a_namespace_that_is_not_there_is_named_with_who_makes_it(
+    stub: Stub, api: Api, spec: RunSpec
+) -> None:
+    stub.faults.append(
+        once("POST", "networkpolicies", Refusal(404, "NotFound", 'namespaces "training" not found'))
+    )
+    with pytest.raises(
+        Failed, match=r"create networkpolicies gpt-7b-pods in namespace training: .* Whoever runs"
+    ):
+        kuberay_client.submit(api, spec)
+
+
+def test_where_the_outcome_stays_open_it_is_said_and_the_jobs_policy_stays(
+    stub: Stub, api: Api, spec: RunSpec
+) -> None:
+    """The job is made, its answer is lost, and the server is away for the look that follows."""
+    lost: list[bool] = []
+
+    def fault(method: str, path: str) -> str | None:
+        if method == "POST" and path.endswith("rayjobs"):
+            lost.append(True)
+            return "late"
+        return "drop" if lost else None
+
+    stub.faults.append(fault)
+    with pytest.raises(Away, match="is open"):
+        kuberay_client.submit(api, spec)
+    assert {kind for kind, _, _ in stub.objects} == {"rayjobs", "networkpolicies"}
 
 
 def test_a_schema_that_is_broken_is_told_as_wrong_input(
@@ -285,6 +315,7 @@ def test_under_a_queue_suspending_and_resuming_goes_through_kueue(
     workload(stub, QuotaReserved=("True", "QuotaReserved", ""), Admitted=("True", "Admitted", ""))
     kuberay_client.suspend(api, spec)
     assert stub.objects[("workloads", NS, f"rayjob-{NAME}-1")]["spec"]["active"] is False
+    assert kuberay_client.status(api, spec)["phase"] == "suspended"
     assert kuberay_client.resume(api, spec) is None
     assert stub.objects[("workloads", NS, f"rayjob-{NAME}-1")]["spec"]["active"] is True
     with pytest.raises(Held):
@@ -317,6 +348,8 @@ def test_deleting_takes_everything_and_twice_is_fine(stub: Stub, api: Api, spec:
     kuberay_client.delete(api, spec)
     kuberay_client.delete(api, spec)
     assert not stub.objects and kuberay_client.status(api, spec)["phase"] == "absent"
+    with pytest.raises(WrongInput, match="nothing is left to stop"):
+        kuberay_client.suspend(api, spec)
 
 
 def test_why_asks_for_what_it_may_and_does_without_the_rest(stub: Stub, api: Api, spec: RunSpec) -> None:

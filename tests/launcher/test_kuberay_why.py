@@ -76,6 +76,10 @@ PENDING = ("False", "Pending")
         (None, "Kueue has not looked at it"),
         (work(), "has not looked at it yet"),
         (work(active=False), "taken out of the queue by a person"),
+        (
+            work(active=False, Evicted=("True", "DeactivatedDueToRequeuingLimitExceeded", "exceeding the maximum number of re-queuing retries")),
+            "Kueue has given it up and took it out of the queue: exceeding the maximum",
+        ),
         (work(Admitted=("True", "Admitted", ""), QuotaReserved=("True", "", "")), "KubeRay is about to start"),
         (
             work(QuotaReserved=(*PENDING, NO_FLAVOR + "insufficient unused quota for nvidia.com/gpu in flavor h100, 32 more needed")),
@@ -108,7 +112,8 @@ PENDING = ("False", "Pending")
 def test_kueue_in_words(workload: Any, words: str) -> None:
     said = explain(Seen(job(suspend=True), workload))
     assert words in said.headline
-    assert said.facts["phase"] == "pending"
+    out = (workload or {}).get("spec", {}).get("active") is False
+    assert said.facts["phase"] == ("suspended" if out else "pending")
 
 
 @pytest.mark.parametrize(
