@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from monitor.service.attention import EVERY, Attention, shown
 from monitor.service.exporter import Exporter, Figures, Totals
 from monitor.service.laws import Laws
 from monitor.service.tokens import Tokens
+from monitor.store.columns import Damaged
 from monitor.store.facts import RunFacts
 from monitor.store.ingest import Ingest, Refused
+from monitor.store.merging import Merger
 from monitor.store.reading import LAST, samples, spans
 from monitor.store.store import Store
 
@@ -42,6 +45,8 @@ STATE_OF = {
 }
 CALM = frozenset({"healthy", "warming_up", "spike"})
 SHOWN_AFTER_END_S = 900.0
+MERGE_S = 20.0
+"""Small chunks are looked for this often."""
 FORGOTTEN_S = 86400.0
 """A run that said nothing for a day leaves /metrics; it was paged for long enough."""
 
@@ -85,12 +90,14 @@ class Monitor:
         self.judging: Judging | Apart = (Apart if apart else Judging)(
             self.store, self.ingest.submit_judged, settings=settings, clock=clock, changed=self._changed
         )
+        self.merger = Merger(self.store, self.ingest.merge)
         self.exporter = Exporter(self.figures, self.totals, version, self._gauges, url)
 
     def start(self) -> None:
         """Take requests, and judge what was left unjudged."""
         self.ingest.start()
         self.judging.start()
+        threading.Thread(target=self._merge, name="losscast-merge", daemon=True).start()
         if self.keep_s > 0:
             threading.Thread(target=self._tidy, name="losscast-tidy", daemon=True).start()
 
@@ -100,6 +107,15 @@ class Monitor:
         self.judging.stop()
         self.ingest.stop()
         self.store.close()
+
+    def _merge(self) -> None:
+        while not self.stopping.wait(MERGE_S):
+            for facts in list(self.ingest.runs.values()):
+                more = True
+                while more and not self.stopping.is_set():
+                    more = False
+                    with contextlib.suppress(Damaged, sqlite3.Error, OSError, TimeoutError):
+                        more = self.merger.run(facts)  # what is damaged is said by whoever asks for it
 
     def _tidy(self) -> None:
         while True:
@@ -121,6 +137,7 @@ class Monitor:
             self.ingest.remove([f.run for f in some]).result(60)
             gone = [f.run_id for f in some if self.ingest.runs.get(f.run) is not f]
             self.judging.forget(gone)
+            self.merger.forget(gone)
             for run_id in gone:
                 self.versions.pop(run_id, None)
             self.attention.forget({f.run for f in some if f.run_id in gone}, now)

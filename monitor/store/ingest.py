@@ -25,7 +25,7 @@ from monitor.store.columns import Damaged, pack_lines, unpack
 from monitor.store.facts import AttemptFacts, RunFacts
 from monitor.store.intervals import Intervals
 from monitor.store.store import Store
-from monitor.store.tables import ChunkRow, EventRow, Judged
+from monitor.store.tables import ChunkRow, EventRow, Judged, Merge
 from monitor.wire import Event, Request, SampleLine, Samples
 
 GROUP_SAMPLES = 20_000
@@ -111,7 +111,7 @@ class Ingest:
         self._gone: set[int] = set()
         """Ids of removed runs: what a judge still has to say of them is not kept."""
         self._seen: dict[tuple[int, int], Intervals] = {}
-        self._queue: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Ask | tuple[Merge, Future[bool]] | None] = queue.SimpleQueue()
         self._waiting = [0, 0]
         self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="losscast-writer", daemon=True)
@@ -168,6 +168,12 @@ class Ingest:
         self._queue.put(_Ask(None, "", None, None, done, remove=names))
         return done
 
+    def merge(self, merge: Merge) -> Future[bool]:
+        """Queue a merge, which changes nothing that can be asked for. False when what it is for has changed."""
+        done: Future[bool] = Future()
+        self._queue.put((merge, done))
+        return done
+
     # the writer's thread
 
     def _work(self) -> None:
@@ -175,6 +181,10 @@ class Ingest:
             first = self._queue.get()
             if first is None:
                 return
+            if isinstance(first, tuple):
+                self._merge(*first)
+                continue
+            merges: list[tuple[Merge, Future[bool]]] = []
             group, samples, last = [first], first.request.samples if first.request else 0, False
             while samples < GROUP_SAMPLES and len(group) < GROUP_REQUESTS:
                 try:
@@ -184,11 +194,22 @@ class Ingest:
                 if ask is None:
                     last = True
                     break
+                if isinstance(ask, tuple):
+                    merges.append(ask)
+                    continue
                 group.append(ask)
                 samples += ask.request.samples if ask.request else 0
             self._take(group)
+            for merge in merges:
+                self._merge(*merge)
             if last:
                 return
+
+    def _merge(self, merge: Merge, done: Future[bool]) -> None:
+        try:
+            done.set_result(self.store.merge(merge))
+        except Exception as error:  # nothing is lost by it: the rows stay as small as they are
+            done.set_exception(error)
 
     def _take(self, group: list[_Ask]) -> None:
         started = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import Any
 
 from monitor.store.columns import Damaged
 from monitor.store.facts import RunFacts, seal
-from monitor.store.tables import HEAD, ChunkRow, EventRow, run_of
+from monitor.store.tables import HEAD, BandRow, ChunkRow, EventRow, run_of
 
 MOST = 2**62
 
@@ -187,16 +187,28 @@ class Reader:
                 raise self._damaged(f"chunk {cells[0]} of run id {run_id} is damaged")
             yield cells
 
-    def small_chunks(self, run_id: int, after: int, upto: int, most: int) -> list[ChunkRow]:
+    def small_chunks(self, run_id: int, after: int, upto: int, most: int, limit: int) -> list[ChunkRow]:
         """The run's chunks of fewer than `most` samples between two ordinals, in order. Raises Damaged."""
         out = []
         for *row, crc in self._read(
-            "SELECT * FROM chunks WHERE run_id=? AND ord>? AND ord<=? AND n<? ORDER BY ord",
-            (run_id, after, upto, most),
+            "SELECT * FROM chunks WHERE run_id=? AND ord>? AND ord<=? AND n<? ORDER BY ord LIMIT ?",
+            (run_id, after, upto, most, limit),
         ):
             if seal(*row) != crc:
                 raise self._damaged(f"chunk {row[0]} of run id {run_id} is damaged")
             out.append(ChunkRow.of(row))
+        return out
+
+    def small_bands(self, run_id: int, after: int, upto: int, most_bytes: int, limit: int) -> list[BandRow]:
+        """The run's bands of fewer bytes between two ordinals, in order. Raises Damaged."""
+        out = []
+        for *row, crc in self._read(
+            "SELECT * FROM bands WHERE run_id=? AND ord>? AND ord<=? AND length(body)<? ORDER BY ord LIMIT ?",
+            (run_id, after, upto, most_bytes, limit),
+        ):
+            if seal(*row) != crc:
+                raise self._damaged(f"band {row[1]} of run id {run_id} is damaged")
+            out.append(BandRow(*row))
         return out
 
     def chunk(self, ord: int) -> ChunkRow:

@@ -22,9 +22,11 @@ from monitor.store.tables import (
     OF_A_RUN,
     SCHEMA,
     SCHEMA_VERSION,
+    BandRow,
     ChunkRow,
     EventRow,
     Judged,
+    Merge,
     judged_row,
     ledger_row,
     run_row,
@@ -124,13 +126,11 @@ class Store(Reader):
         judged: list[Judged],
         removed: Sequence[int] = (),
         added: int = 0,
-        replaced: Sequence[int] = (),
     ) -> None:
         """Commit all of it, or raise sqlite3.Error and leave the store as it was.
 
-        added     how many of `runs` are new
-        removed   ids of runs that are to go, with all that is kept of them
-        replaced  ordinals of chunks in whose place `chunks` has others with the same samples
+        added    how many of `runs` are new
+        removed  ids of runs that are to go, with all that is kept of them
         """
         db = self._db
         db.execute("BEGIN IMMEDIATE")
@@ -141,8 +141,6 @@ class Store(Reader):
                     "crc=excluded.crc",
                     map(run_row, runs),
                 )
-            if replaced:
-                db.executemany("DELETE FROM chunks WHERE ord=?", [(ord,) for ord in replaced])
             if chunks:
                 db.executemany(f"INSERT INTO chunks VALUES ({','.join('?' * 14)})", [c.row() for c in chunks])
             if events:
@@ -160,6 +158,34 @@ class Store(Reader):
                         ledger_row(count + added - len(removed)),
                     )
             db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def merge(self, merge: Merge) -> bool:
+        """Put rows in the place of others; False, and all as it was, when those others are not there any more."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            gone = [(merge.run_id, c.ord, c.n, c.before) for c in merge.old_chunks]
+            found = db.executemany(
+                "DELETE FROM chunks WHERE run_id=? AND ord=? AND n=? AND before=?", gone
+            ).rowcount
+            bands = [band.row() for band in merge.old_bands]
+            found += db.executemany(
+                "DELETE FROM bands WHERE run_id=? AND ord=? AND crc=?",
+                [(row[0], row[1], row[-1]) for row in bands],
+            ).rowcount
+            if found != len(gone) + len(bands):
+                db.execute("ROLLBACK")
+                return False
+            db.executemany(
+                f"INSERT INTO chunks VALUES ({','.join('?' * 14)})", [c.row() for c in merge.chunks]
+            )
+            db.executemany("INSERT INTO bands VALUES (?,?,?,?,?,?)", [band.row() for band in merge.bands])
+            db.execute("COMMIT")
+            return True
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
@@ -183,9 +209,9 @@ class Store(Reader):
                 alerts = verdicts = 0
         rows = []
         for attempt, ord, body in j.bands:
-            rows.append((j.run_id, ord, band, attempt, body))
+            rows.append(BandRow(j.run_id, ord, band, attempt, body).row())
             band = ord
-        db.executemany("INSERT INTO bands VALUES (?,?,?,?,?,?)", map(_sealed, rows))
+        db.executemany("INSERT INTO bands VALUES (?,?,?,?,?,?)", rows)
         alerts += max(0, db.executemany(
             "INSERT OR IGNORE INTO alerts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [_sealed((j.run_id, *_alert(*row), None, None)) for row in j.opened],

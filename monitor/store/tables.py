@@ -116,6 +116,33 @@ class EventRow:
         return json.loads(self.body)
 
 
+@dataclass(frozen=True, slots=True)
+class BandRow:
+    """What the judge expected of samples, of the chunks from the row before (`prev`) on up to `ord`."""
+
+    run_id: int
+    ord: int
+    prev: int
+    attempt: int
+    body: bytes
+
+    def row(self) -> tuple[Any, ...]:
+        """As the table holds it."""
+        cells = (self.run_id, self.ord, self.prev, self.attempt, self.body)
+        return (*cells, seal(*cells))
+
+
+@dataclass(slots=True)
+class Merge:
+    """Rows of one run that take the place of others with the same samples."""
+
+    run_id: int
+    chunks: list[ChunkRow] = field(default_factory=list)
+    bands: list[BandRow] = field(default_factory=list)
+    old_chunks: list[ChunkRow] = field(default_factory=list)
+    old_bands: list[BandRow] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Judged:
     """What the judge made of a run from `since` up to `cursor`: goes to disk in one transaction, or not at all.
