@@ -11,8 +11,8 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "janitor",
         help="delete old checkpoints of runs, never the newest that verifies",
-        description="Keep of each run its newest committed checkpoints, the newest one that verifies, and every Nth step; delete the "
-        "others, and what attempts that died left behind. At az:// the trainer's identity needs no right to delete: this "
+        description="Keep of each run its newest committed checkpoints, the newest one that verifies, what a rollback would need, "
+        "and every Nth step; delete the others, and what attempts that died left behind. At az:// the trainer's identity needs no right to delete: this "
         "command runs as one that has it, once or every so often.",
     )
     parser.add_argument(
@@ -52,16 +52,26 @@ def one_round(args: argparse.Namespace) -> int:
     """Look at every run once. A run that can't be cleaned is said, and the others go on."""
     from infra.objects import Missing
     from launcher.errors import Failed, WrongInput, one_line
-    from launcher.storage.checkpoints import retain
     from launcher.storage.remote import store_of
+    from launcher.storage.retention import Onsets, retain
     from launcher.storage.runlog import RunLog
 
     answers, bad = [], 0
     for folder in runs_at(args.place):
         store = store_of(folder)
         try:
-            keep = args.keep or _keep_of(store.get("spec.json"))
-            gone = retain(store, RunLog(store, folder.name), keep, args.every_nth, dry=args.dry_run)
+            spec = json.loads(store.get("spec.json"))
+            keep = args.keep or int(spec["checkpoints"]["keep"])
+            onsets = Onsets.of(spec, folder.name)
+            gone = retain(
+                store,
+                RunLog(store, folder.name),
+                keep,
+                args.every_nth,
+                dry=args.dry_run,
+                onset=onsets.earliest() if onsets else None,
+                tail=onsets is not None,
+            )
         except (OSError, Failed, WrongInput, Missing, ValueError, KeyError) as error:
             bad += 1
             print(f"{folder.address}: left as it is: {one_line(error)}", file=sys.stderr)
@@ -98,7 +108,3 @@ def runs_at(place: str) -> list[Any]:
     if not found:
         raise WrongInput(f"{place}: no runs are there. Give a run, or the checkpoints.url of your specs.")
     return found
-
-
-def _keep_of(spec: bytes) -> int:
-    return int(json.loads(spec)["checkpoints"]["keep"])

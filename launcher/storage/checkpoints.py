@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from infra.objects import Exists, Missing, Progress, Store, quiet
-
 from launcher.errors import Failed
 from launcher.storage.runlog import Entry, RunLog
 from launcher.storage.store import FolderStore
@@ -273,65 +272,6 @@ def newest_verified(
             f"checkpoint of step {entry.fields.get('step')}, attempt {entry.attempt}, is skipped: {wrong[0]}{more}"
         )
     return None
-
-
-def retain(
-    store: Store,
-    log: RunLog,
-    keep: int,
-    every_nth_step: int | None = None,
-    just_committed: Entry | None = None,
-    dry: bool = False,
-) -> list[str]:
-    """Delete old checkpoints and what crashed attempts left; returns the prefixes deleted, or with `dry` those that would be.
-
-    Kept: the newest `keep` commits, the newest that verifies, those of every nth step, and whatever the newest
-    attempt is writing. Run it as an identity that may delete; the trainer's need not be.
-
-    just_committed  a commit made a moment ago by the caller, whose bytes need not be read again to know that it is whole
-    """
-    commits = log.commits()
-    newest = log.newest_attempt()
-    if not commits or newest is None:
-        return []
-    kept = {e.fields["manifest"] for e in commits[:keep]}
-    if every_nth_step:
-        kept |= {e.fields["manifest"] for e in commits if e.fields["step"] % every_nth_step == 0}
-    committed = {e.fields["manifest"] for e in commits}
-    found = {m for item in store.list("attempts/") if (m := _manifest_over(item.key)) is not None}
-    spare = {m for m in found - kept if m in committed or _attempt_of(m) < newest.attempt}
-    if spare and (just_committed is None or just_committed.fields["manifest"] not in kept):
-        good = newest_verified(store, log)  # reads a whole checkpoint: only where something would be deleted
-        spare -= {manifest_key(good.attempt, good.step)} if good else committed
-    deleted = []
-    for manifest in sorted(spare):
-        prefix = manifest.removesuffix(".manifest.json") + "/"
-        if dry:
-            deleted.append(prefix)
-            continue
-        store.delete(manifest)  # first, so that what is half deleted can't verify
-        for item in [*store.list(prefix), *store.list(parts_of(prefix))]:
-            store.delete(item.key)
-        deleted.append(prefix)
-    return deleted
-
-
-def _manifest_over(key: str) -> str | None:
-    """The manifest's key of the checkpoint that a key belongs to; None for other files of an attempt."""
-    parts = key.split("/")
-    if (
-        len(parts) < 4
-        or parts[2] != "checkpoints"
-        or not parts[1].isdigit()
-        or not parts[3].startswith("step-")
-    ):
-        return None
-    name = parts[3] if len(parts) == 4 else parts[3].removesuffix(".parts") + ".manifest.json"
-    return "/".join([*parts[:3], name]) if name.endswith(".manifest.json") else None
-
-
-def _attempt_of(manifest: str) -> int:
-    return int(manifest.split("/")[1])
 
 
 def _digests(store: Store, keys: list[str]) -> list[tuple[int, str]]:

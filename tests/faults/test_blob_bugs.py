@@ -14,7 +14,8 @@ import pytest
 
 from infra.objects import Exists
 from launcher.storage import checkpoints, runlog
-from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of, retain
+from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of
+from launcher.storage.retention import retain
 from launcher.storage.runlog import RunLog, Superseded
 from tests.azurite import ACCOUNT, Azurite, needs_azurite
 from tests.faulty_proxy import FaultyProxy

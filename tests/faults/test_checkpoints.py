@@ -21,7 +21,8 @@ import pytest
 from infra.objects import Item
 from launcher.storage import checkpoints, runlog
 from launcher.storage import store as storage
-from launcher.storage.checkpoints import commit_checkpoint, manifest_key, newest_verified, prefix_of, retain
+from launcher.storage.checkpoints import commit_checkpoint, manifest_key, newest_verified, prefix_of
+from launcher.storage.retention import retain
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 

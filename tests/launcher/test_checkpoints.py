@@ -14,10 +14,10 @@ from launcher.storage.checkpoints import (
     manifest_key,
     newest_verified,
     prefix_of,
-    retain,
     topology_of,
     why_not,
 )
+from launcher.storage.retention import retain
 from launcher.storage.runlog import RunLog, Superseded
 from launcher.storage.store import FolderStore
 

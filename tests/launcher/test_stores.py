@@ -18,8 +18,8 @@ from launcher.storage.checkpoints import (
     newest_verified,
     parts_of,
     prefix_of,
-    retain,
 )
+from launcher.storage.retention import retain
 from launcher.storage.runlog import Damaged, RunLog, Superseded
 from launcher.storage.store import open_store
 from tests.stores import BOTH, Place, make_place
