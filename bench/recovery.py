@@ -27,6 +27,7 @@ from launcher.storage.runfolder import RunFolder, write_whole
 from tests.faults.training import command_line, spec_of, start, until
 
 STEPS = 100_000
+RAY_TRAIN_NEEDS = ("pandas", "fsspec", "tensorboardX")
 TRAIN = """
 import os, sys
 import ray
@@ -124,8 +125,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--actor", action="store_true")
     args = parser.parse_args()
-    if importlib.util.find_spec("pandas") is None:
-        sys.exit("Ray Train can't be imported here: pip install 'ray[train]'")
+    missing = [name for name in RAY_TRAIN_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"Ray Train needs {', '.join(missing)}: pip install -e '.[bench]'")
     ours, theirs = [], []
     for n in range(args.rounds):
         with tempfile.TemporaryDirectory(prefix="lc-bench-") as folder:
