@@ -1,10 +1,12 @@
 """What to do about a run: the final loss it is heading for, the chance it misses its target, and a recommendation.
 
-    final = p50_end + s_end * (k(t) * clip(u, -3, 3)) + what the gap exceeds three of its standard deviations by
+    final = p50_end + s_end * (k(t) * clip(u, -3, 3)) + e * (1 + k(t)) / 2
+    e     = what the gap exceeds three of its standard deviations by, nats per token
     u     = (loss - p50) / s        the present gap, in standard deviations s of the prediction's band at this step
     k(t)  = t ** 0.7                how much of it is still there at the end; t the share of the run that is done
 
-The end is normal with standard deviation s_end * sqrt(1 - k^2), wider by what the present gap is not known to. k was
+The end is normal with standard deviation s_end * sqrt(1 - k^2), wider by what the present gap is not known to, and by
+e * (1 - k) / sqrt(12): no healthy run says how much of an excess stays, so anything between k of it and all of it. k was
 measured on validation curves of some 860 runs in groups of one recipe, each against the median of the others of its
 group, for the mean of the two newest samples: 0.3, 0.56 and 0.73 at 25, 50 and 75% (bench/judge.py shows how well it
 holds). It stops being true where the band is not the spread between runs of this kind.
@@ -43,9 +45,10 @@ def final_loss(
     own = gap * s_now**2 / (s_now**2 + noise**2)
     within = max(-3.0 * s_now, min(3.0 * s_now, own))
     beyond = own - within
-    mean = end + keeps * s_end * within / s_now + beyond
+    mean = end + keeps * s_end * within / s_now + beyond * (1.0 + keeps) / 2.0
+    stays = abs(beyond) * (1.0 - keeps) / math.sqrt(12.0)
     unknown = keeps * s_end / s_now * math.sqrt(s_now**2 * noise**2 / (s_now**2 + noise**2))
-    return mean, math.sqrt(s_end**2 * (1.0 - 0.997 * keeps * keeps) + unknown**2)
+    return mean, math.sqrt(s_end**2 * (1.0 - 0.997 * keeps * keeps) + unknown**2 + stays**2)
 
 
 def probability_of_missing(mean: float, sd: float, target_loss: float) -> float:
@@ -69,60 +72,109 @@ def advise(
     checkpoints     steps of the checkpoints that are there to go back to
     """
     step = int(outlook["step"])
+    open_now = {alert.alert: alert for alert in alerts}
+    hours = outlook.get("hours_left")
+    money = hours * price_per_hour if hours is not None and price_per_hour is not None else None
     guess = final_loss(prediction, outlook)
     quantiles = p_miss = None
-    evidence: list[str] = []
-    open_now = {alert.alert: alert for alert in alerts}
-    if guess is not None:
+    heading: list[str] = []
+    if not math.isfinite(outlook.get("loss", 0.0)):
+        # as it stands there is no end to speak of; a roll back begins from another state
+        p_miss = 1.0 if target_loss is not None else None
+        heading.append("the loss is no number: left as it is, the run has no final loss")
+    elif guess is not None:
         mean, sd = guess
         quantiles = {"p05": mean - Z90 * sd, "p50": mean, "p95": mean + Z90 * sd}
-        evidence.append(
-            f"heading for {mean:.4f} nats per token ({quantiles['p05']:.4f} to {quantiles['p95']:.4f})"
+        heading.append(
+            f"heading for {mean:.4f} nats per token ({quantiles['p05']:.4f} to {quantiles['p95']:.4f}), "
+            f"predicted {(prediction or {})['final_loss']['p50']:.4f}"
         )
         if target_loss is not None:
             p_miss = probability_of_missing(mean, sd, target_loss)
-            evidence.append(f"target {target_loss:.4f} is missed with probability {p_miss:.2f}")
-    hours, money = outlook.get("hours_left"), None
-    if hours is not None and price_per_hour is not None:
-        money = hours * price_per_hour
-        evidence.append(f"finishing costs another {hours:.1f} h and {money:.0f} in money")
-    action: Action = "continue"
+            heading.append(f"target {target_loss:.4f} is missed with probability {_chance(p_miss)}")
     worst = open_now.get("LossNonFinite") or open_now.get("LossDiverged")
+    look: list[str] = []
     if worst is not None and worst.alert == "LossNonFinite" and outlook.get("validation_broken"):
-        evidence.append(
+        look.append(
             f"the validation loss is not finite since step {worst.since_step} and the training loss is: look at the "
             "evaluation, and evaluate the last checkpoint again; there is nothing to roll back yet"
         )
         worst = open_now.get("LossDiverged")
-    back: int | None = None
-    skip: tuple[int, int] | None = None
+    action: Action = "continue"
+    back, skip = None, None
     if worst is not None:
-        action = "roll_back"
-        what = "not finite" if worst.alert == "LossNonFinite" else "off its line for good"
-        unseen = max(0, int(outlook.get("every", 1.0)) - 1)  # steps a sparse log does not show
-        onset = min([worst.since_step - unseen, *(c.step for c in causes if c.step is not None)])
-        first_call = open_now["LossOffLine"].step if "LossOffLine" in open_now else worst.step
-        skip = (onset, max(onset, first_call if worst.alert == "LossDiverged" else worst.step))
-        back = max((at for at in checkpoints if at < onset), default=None)
-        where = (
-            f"go back to the checkpoint of step {back}"
-            if back is not None
-            else "no checkpoint from before it is known: go back to one"
-        )
-        evidence.append(
-            f"{what} since step {onset}: {where} and skip the data of steps {skip[0]} to {skip[1]}"
-        )
+        action, back, skip, said = _back(outlook, worst, open_now.get("LossOffLine"), causes, checkpoints)
+        look.append(said)
     elif "LossOffLine" in open_now:
         since = open_now["LossOffLine"].since_step
-        evidence.append(
-            f"off its line since step {since}, not yet known for how long: wait, keep the last checkpoint"
+        without = "; the end is told as if it passed" if outlook["gap_sd"] > 0 else ""
+        look.append(
+            f"off its line since step {since}, not yet known for how long: wait, keep the last checkpoint{without}"
         )
+    elif p_miss is not None and p_miss >= STOP:
+        known = outlook["share"] >= 1 / 3 or "LossAbovePrediction" in open_now  # which has tested the gap too
+        action = "stop" if known else "continue"
+        then = (
+            "stop, or settle for more"
+            if known
+            else "too early to stop for it, look again at a third of the run"
+        )
+        look.append(f"as it goes the target is out of reach{_far(outlook)}: {then}")
+    elif target_loss is None and "LossAbovePrediction" in open_now:
+        look.append(f"no target is set{_far(outlook)}: whether such an end is worth the rest is yours to say")
+    cost = []
+    if hours is not None and hours > 0:
+        saved = "" if money is None else f" and {money:,.0f} at {price_per_hour:g} an hour"
+        cost.append(f"{'stopping now saves' if action == 'stop' else 'finishing takes'} {hours:.1f} h{saved}")
+    told = {"LossNonFinite", "LossDiverged", "LossOffLine"}
+    rest = [f"{a.alert} since step {a.since_step}" for a in alerts if a.alert not in told]
     if worst is not None:
-        evidence.extend(f"{cause.name}: {cause.evidence}" for cause in causes)
-        if any(cause.name == "learning_rate" for cause in causes):
-            action, skip = "lower_lr", None  # the rate broke it, not the data
-    if action == "continue" and p_miss is not None and p_miss >= STOP and outlook["share"] >= 1 / 3:
-        action = "stop"
+        rest += [f"{cause.name}: {cause.evidence}" for cause in causes]
+    evidence = [*look, *heading, *cost, *rest]
+    if target_loss is not None and guess is None:
+        evidence.append(
+            "no prediction: nothing says what it will end at, so not whether it misses its target"
+        )
     if not evidence:
         evidence.append("no prediction and no alert: nothing speaks against going on")
     return Advice(step, action, p_miss, quantiles, tuple(evidence), hours, money, back, skip)
+
+
+def _chance(p: float) -> str:
+    """A probability in words that claim no more than a normal end can know."""
+    return "above 0.99" if p > 0.99 else ("below 0.01" if p < 0.01 else f"{p:.2f}")
+
+
+def _far(outlook: Mapping[str, float]) -> str:
+    """How far it is above its line, where that is past what healthy runs differ by."""
+    sigmas = outlook["gap"] / outlook["band_sd"]
+    return f", {outlook['gap']:.3g} nats or {sigmas:.0f} sigmas above its line" if sigmas > 3.0 else ""
+
+
+def _back(
+    outlook: Mapping[str, float],
+    worst: Alert,
+    off: Alert | None,
+    causes: Sequence[Any],
+    checkpoints: Sequence[int],
+) -> tuple[Action, int | None, tuple[int, int] | None, str]:
+    """What to do about a divergence: the action, the checkpoint to go back to, the batches to skip, and the words."""
+    what = "not finite" if worst.alert == "LossNonFinite" else "off its line for good"
+    unseen = max(0, int(outlook.get("every", 1.0)) - 1)  # steps a sparse log does not show
+    onset = min([worst.since_step - unseen, *(c.step for c in causes if c.step is not None)])
+    first_call = off.step if off is not None else worst.step
+    skip = (onset, max(onset, first_call if worst.alert == "LossDiverged" else worst.step))
+    back = max((at for at in checkpoints if at < onset), default=None)
+    where = (
+        f"go back to the checkpoint of step {back}"
+        if back is not None
+        else "no checkpoint from before it is known: go back to one"
+    )
+    if any(cause.name == "learning_rate" for cause in causes):  # the rate broke it, not the data
+        return "lower_lr", back, None, f"{what} since step {onset}: {where} and lower the learning rate"
+    return (
+        "roll_back",
+        back,
+        skip,
+        f"{what} since step {onset}: {where} and skip the data of steps {skip[0]} to {skip[1]}",
+    )

@@ -78,6 +78,7 @@ class Held:
     _quiet_from: float
     _paired: float
     _lead: float
+    """Step from which the newest announced change took effect, at least 1; 0 without any."""
     _by_twin: float
     _time: float
     _first_time: float

@@ -120,7 +120,7 @@ class Judge(Fast, Slow, Validation, Plateau):
                 self._close("LossNonFinite", step, closed)
         expected = self.line.at(step, sample.tokens) if self.line else None
         if expected is not None:
-            u = max(-50.0, min(50.0, (x - expected.p50) / band_sd(expected)))
+            u = max(-1e6, min(1e6, (x - expected.p50) / band_sd(expected)))
             self._older, self._newer = self._newer if self._gaps else u, u
             self._gaps += 1.0
         self._beside(sample, opened, closed)
@@ -206,11 +206,13 @@ class Judge(Fast, Slow, Validation, Plateau):
         step = max(self._step, 0.0)
         expected = self.line.at(step, self._tokens if self._tokens >= 0 else None) if self.line else None
         share = self._share(step) or 0.0
+        # before the slow tests begin
+        young = not self.drift.count and self.gap.count >= self.settings.warm_up
         answer = {
             "step": step,
             "share": share,
             "gap_samples": max(
-                self.drift.count, self._val_count, self._gaps if self._gaps <= SPARSE else 0.0
+                self.drift.count, self._val_count, self._gaps if self._gaps <= SPARSE or young else 0.0
             ),
             "loss": self._loss,
             "every": self._every,
@@ -220,7 +222,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         if share > 0 and self._time > self._first_time > 0 and step > self._time_step:
             left = max(0.0, step / share - step)
             answer["hours_left"] = left * (self._time - self._first_time) / (step - self._time_step) / 3600.0
-        if expected is None or not (self.drift.count or 0 < self._gaps <= SPARSE or self._val_count):
+        if expected is None or not (self.drift.count or 0 < self._gaps <= SPARSE or self._val_count or young):
             return answer
         spread, drift = band_sd(expected), self.drift
         fresh = self._val_count and (self._share(self._val_step) or 0.0) >= FRESH * share
@@ -230,7 +232,9 @@ class Judge(Fast, Slow, Validation, Plateau):
             newest = NEWEST + (1.0 - NEWEST) * max(0.0, min(1.0, (share - 0.5) / 0.25))
             return answer | {"gap": (older + newest * (newer - older)) * spread, "band_sd": spread}
         one = self.gap.calm_sd if self.gap.count >= 3 else 1.0
-        gap = drift.recent
-        if self._off:  # the smoothed gap stands still while the run is off its line
+        gap, noise = drift.recent, drift.recent_sd(one)
+        if young:
+            gap, noise = self.gap.base, one / math.sqrt(self.settings.warm_up * self.gap.weight)
+        if "LossDiverged" in self._open:  # it stands still while off its line; a spike may yet pass
             gap += max(0.0, self._recent) * one
-        return answer | {"gap": gap * spread, "band_sd": spread, "gap_sd": drift.recent_sd(one) * spread}
+        return answer | {"gap": gap * spread, "band_sd": spread, "gap_sd": noise * spread}

@@ -205,7 +205,7 @@ class Fast(Held):
             self.control.rest.restart()
             self.control.cusum.clear()
         self._waiting = 0.0
-        self._lead = 1.0  # the offset is learnt from here, whatever share of the run is done
+        self._lead = max(1.0, self._step)  # the offset is learnt from here, whatever share of the run is done
 
     def _with_control(self, sample: Sample, step: float) -> float | None:
         """Residual of what the control leaves, in its own sigmas; None where there is no use of a control."""

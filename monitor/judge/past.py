@@ -36,7 +36,7 @@ class Past:
         if self.count % self.stride:
             return
         self.steps.append(float(step))
-        self.levels.append(round(level, 7))  # far below any noise, and short where it is saved
+        self.levels.append(round(level, 6))  # far below any noise, and short where it is saved
         self.rates.append(float(f"{lr:.5g}"))
         if len(self.steps) >= KEEP:
             del self.steps[::2], self.levels[::2], self.rates[::2]

@@ -5,7 +5,8 @@
     pace   = (since + 3 standard errors) / (before * ln(1 / 0.7) / ln 2)
 
 A loss that falls as a power of the step falls about as much in equal parts of log steps, so pace stays near one, and
-under a decaying learning rate above it. Not judged while the learning rate is higher than
+under a decaying learning rate above it. After an announced change the first look is a tenth of the way behind it, where
+that is later, and the second as far into what is left in log steps. Not judged while the learning rate is higher than
 it was at either point (a warm-up, a cyclic schedule), nor where the prediction expects the loss to stay as well.
 """
 
@@ -18,6 +19,10 @@ from monitor.verdict import Alert, Sample
 EARLIER, EARLY = 0.35, 0.7
 PACE, PACE_AGAIN = 0.15, 0.4
 """Paces under which it is called and above which it is resolved."""
+PART = math.log(EARLY / EARLIER) / math.log(1.0 / EARLIER)
+"""Share of the log steps since the first look at which the second is."""
+SETTLED = 0.1
+"""Share of the way after an announced change in which the loss may do as it likes."""
 LEAST_SAMPLES = 64
 CLEAR = 8.0
 """Standard errors of a level that the earlier fall must be, to say anything of the later one."""
@@ -32,17 +37,22 @@ class Plateau(Held):
         self, sample: Sample, expected: Expected | None, opened: list[Alert], closed: list[Alert]
     ) -> None:
         past = self.past
-        if past.count < LEAST_SAMPLES or past.count % max(1, past.stride // 4) or self._lead:
+        if past.count < LEAST_SAMPLES or past.count % max(1, past.stride // 4):
             return
         way = float(sample.step) - self._first_step
-        earlier, early = self._first_step + EARLIER * way, self._first_step + EARLY * way
+        first = EARLIER * way
+        if self._lead:
+            first = max(first, self._lead - self._first_step + SETTLED * way)
+            if first >= way:
+                return
+        earlier, early = self._first_step + first, self._first_step + first * (way / first) ** PART
         then, later = past.at(earlier), past.at(early)
         if then is None or later is None:
             return
         remembered = min(2.0 * self.settings.memory, past.count / 4.0) * max(self.raw.weight, 0.05)
         noise = self.raw.calm_sd * math.sqrt(2.0 / max(1.0, remembered))
         before, since = then - later, later - self.raw.base
-        should = before * math.log(1.0 / EARLY) / math.log(2.0)
+        should = before * (1.0 - PART) / PART
         if before <= CLEAR * noise or self._explained(earlier, early, before, expected):
             self._flat = 0.0
             return

@@ -68,7 +68,7 @@ class Slow(Held):
         )
         away = max(limits.drift_least, room + both)
         if self._gaps <= SPARSE:
-            self._slow_sparse(sample, own, expected.p50 + own * spread, opened, closed)
+            self._slow_sparse(sample, own, expected.p50, spread, opened, closed)
             self._will_miss(sample, recent * spread, noise * spread, expected, opened)
             return
         drift.above = drift.above + 1 if moved > away or recent > most else 0.0
@@ -81,18 +81,27 @@ class Slow(Held):
         self._will_miss(sample, recent * spread, noise * spread, expected, opened)
 
     def _slow_sparse(
-        self, sample: Sample, own: float, usual: float, opened: list[Alert], closed: list[Alert]
+        self,
+        sample: Sample,
+        own: float,
+        middle: float,
+        spread: float,
+        opened: list[Alert],
+        closed: list[Alert],
     ) -> None:
         """Drift in a sparse log: no smoothing, the newest sample is far off and the one before it was on its way."""
         least, drift = self.settings.drift_least, self.drift
         room = self.settings.far_tolerance - self.settings.drift_tolerance if self._extrapolated() else 0.0
         newer, older, least = self._newer - own, self._older - own, least + 0.5 + room
-        drift.above = 3.0 if newer > least and older > ON_ITS_WAY * least else 0.0
-        drift.below = 3.0 if -newer > least and -older > ON_ITS_WAY * least else 0.0
-        self._hold_drift(sample, drift, usual, opened)
-        if not self._by_twin and newer < 0.6 * least:
+        most = self.settings.band_sigmas + 0.5 + room  # whatever the run's own offset
+        lower, upper = sorted((self._newer, self._older))
+        above = (newer > least and older > ON_ITS_WAY * least) or lower > most
+        below = (-newer > least and -older > ON_ITS_WAY * least) or -upper > most
+        drift.above, drift.below = (3.0 if above else 0.0), (3.0 if below else 0.0)
+        self._hold_drift(sample, drift, middle + (own * spread if abs(own) < most else 0.0), opened)
+        if not self._by_twin and newer < 0.6 * least and lower < 0.9 * most:
             self._close("LossAbovePrediction", sample.step, closed)
-        if -newer < 0.6 * least:
+        if -newer < 0.6 * least and -upper < 0.9 * most:
             self._close("LossBelowPrediction", sample.step, closed)
 
     def _slow_twin(self, sample: Sample, step: float, opened: list[Alert], closed: list[Alert]) -> None:

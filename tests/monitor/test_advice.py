@@ -1,0 +1,180 @@
+"""What the advice says of runs that are far off: the chance, the money, and words that promise no more than is known."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from monitor.advice import advise, final_loss, probability_of_missing
+from monitor.replay import Watch, replay
+from monitor.verdict import Alert, Sample
+
+STEPS, HALF = 3000, 0.05
+
+
+def line(step: float) -> float:
+    return 2.0 + 6.0 * (step + 10) ** -0.3
+
+
+TARGET = line(STEPS) + HALF
+
+
+def band(every: int = 10) -> dict[str, object]:
+    at = list(range(0, STEPS + 1, every))
+    middle = [line(t) for t in at]
+    low, high = [m - HALF for m in middle], [m + HALF for m in middle]
+    final = {"p05": low[-1], "p50": middle[-1], "p95": high[-1]}
+    return {"final_loss": final, "curve": {"step": at, "p05": low, "p50": middle, "p95": high}}
+
+
+def run(until: int, every: int = 1, above: float = 0.0, since: int = 0) -> list[Sample]:
+    rng = random.Random(3)
+    return [
+        Sample(t, line(t) + rng.gauss(0.0, 0.02) + (above if t >= since else 0.0), time=1e9 + 60.0 * t)
+        for t in range(0, until, every)
+    ]
+
+
+def watched(samples: list[Sample], target: float | None = TARGET) -> Watch:
+    watch = Watch(prediction=band(), target_loss=target)
+    watch.price_per_hour = 100.0
+    for sample in samples:
+        watch.observe(sample)
+    return watch
+
+
+@pytest.mark.parametrize("every", [1, 60])
+@pytest.mark.parametrize("until", [900, 1500, 2900])
+@pytest.mark.parametrize("above", [0.5, 6.0])
+def test_a_run_hopelessly_above_its_line_is_told_to_stop_with_the_money_it_saves(
+    above: float, until: int, every: int
+) -> None:
+    """At 0.5 nats it is 16 sigmas of its band above the line, at 6 nats 200; above it from its first sample on."""
+    watch = watched(run(until, every, above))
+    said = watch.advice()
+    assert {a.alert for a in watch.open_alerts()} == {"LossAbovePrediction"}
+    assert said.action == "stop" and said.p_miss is not None and said.p_miss > 0.98
+    assert said.final_loss is not None and said.final_loss["p05"] > TARGET
+    assert said.money_left == pytest.approx((STEPS - said.step) / 60 * 100)
+    assert "out of reach" in said.evidence[0] and "sigmas above its line" in said.evidence[0]
+    assert any("stopping now saves" in e and "100 an hour" in e for e in said.evidence)
+
+
+@pytest.mark.parametrize("every", [1, 60])
+def test_a_gap_in_the_first_hundredths_of_a_run_counts_but_stops_nothing(every: int) -> None:
+    said = watched(run(185, every, 6.0)).advice()
+    assert said.p_miss is not None and said.p_miss > 0.9
+    assert said.action == "continue" and not any("stopping now" in e for e in said.evidence)
+
+
+def test_the_chance_to_miss_rises_with_the_gap_and_what_no_healthy_run_showed_widens_the_end() -> None:
+    def end(gap: float) -> tuple[float, float]:
+        here = {
+            "step": 1500.0,
+            "share": 0.5,
+            "gap_samples": 90.0,
+            "gap": gap,
+            "band_sd": 0.03,
+            "gap_sd": 0.002,
+        }
+        found = final_loss(band(), here)
+        assert found is not None
+        return found
+
+    gaps = [0.0, 0.03, 0.06, 0.09, 0.2, 0.5, 1.0, 6.0]
+    chances = [probability_of_missing(*end(gap), TARGET) for gap in gaps]
+    assert chances == sorted(chances) and chances[0] < 0.1 and chances[-1] > 0.999
+    widths = [end(gap)[1] for gap in gaps]
+    assert widths == sorted(widths) and widths[0] == pytest.approx(widths[2]) and widths[-1] > 10 * widths[2]
+    below = [probability_of_missing(*end(-gap), TARGET) for gap in gaps]
+    assert below[0] == chances[0] and max(below[1:]) < below[0]
+
+
+def test_a_sparse_run_six_nats_above_its_line_is_never_called_below_it() -> None:
+    alerts = replay(run(STEPS, 60, 6.0), prediction=band())["alerts"]
+    assert {a["alert"] for a in alerts} == {"LossAbovePrediction"}
+    assert alerts[0]["expected"] < 4.0, "the line it should be on, not the line it is on"
+
+
+def test_a_sparse_run_on_its_line_with_its_own_offset_is_left_alone() -> None:
+    assert replay(run(STEPS, 60, 0.08), prediction=band())["alerts"] == []
+
+
+def test_a_spike_under_way_is_waited_for_and_stops_nothing() -> None:
+    watch = watched([*run(1500), *run(1510, above=6.0)[1500:]])
+    said = watch.advice()
+    assert [a.alert for a in watch.open_alerts()] == ["LossOffLine"]
+    assert said.action == "continue" and said.p_miss is not None and said.p_miss < 0.5
+    assert "wait" in said.evidence[0] and "as if it passed" in said.evidence[0]
+
+
+def test_a_divergence_counts_in_the_chance_to_miss() -> None:
+    said = watched([*run(1500), *run(1700, above=1.0)[1500:]]).advice()
+    assert said.action == "roll_back" and said.p_miss is not None and said.p_miss > 0.98
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_has_no_end_and_misses_any_target(bad: float) -> None:
+    watch = watched([*run(1500), Sample(1500, bad, time=1e9 + 9e4)])
+    said = watch.advice()
+    assert said.action == "roll_back" and said.p_miss == 1.0 and said.final_loss is None
+    watch.observe(Sample(1501, line(1501), time=1e9 + 9.006e4))
+    assert (back := watch.advice()).p_miss is not None and back.p_miss < 0.5 and back.final_loss is not None
+
+
+def test_without_a_target_a_run_above_its_line_is_told_so_and_not_told_to_stop() -> None:
+    said = watched(run(1500, above=0.5), target=None).advice()
+    assert said.action == "continue" and said.p_miss is None
+    assert "no target is set" in said.evidence[0] and "above its line" in said.evidence[0]
+
+
+def test_without_a_prediction_a_target_is_not_said_to_be_safe() -> None:
+    watch = Watch(target_loss=2.0, total_steps=STEPS)
+    for sample in run(900):
+        watch.observe(sample)
+    said = watch.advice()
+    assert said.p_miss is None and any("not known" in e or "no prediction" in e for e in said.evidence)
+    assert not any("nothing speaks against" in e for e in said.evidence)
+
+
+@pytest.mark.parametrize("name", ["LossPlateau", "RankApart", "ValidationApart", "LossJumpAfterResume"])
+def test_no_open_alert_is_passed_over_in_the_evidence(name: str) -> None:
+    here = {"step": 500.0, "share": 0.5, "gap_samples": 0.0, "gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
+    said = advise(here, (Alert(name, "warning", 480, 431, 3.0, 2.9),), None)
+    assert any(name in e and "431" in e for e in said.evidence)
+
+
+def test_a_learning_rate_that_broke_the_run_is_to_be_lowered_and_no_data_skipped() -> None:
+    watch = Watch()
+    for sample in run(1000):
+        watch.observe(replace(sample, lr=1e-3))
+    watch.checkpoint(900)
+    for sample in run(1100, above=2.0)[1000:]:
+        watch.observe(replace(sample, lr=1e-2))
+    said = watch.advice()
+    assert (said.action, said.roll_back_to, said.skip) == ("lower_lr", 900, None)
+    assert "lower the learning rate" in said.evidence[0] and not any("skip" in e for e in said.evidence)
+
+
+def stuck(at: int, jump: float, since: int, steps: int = 6000) -> list[Sample]:
+    """A loss that jumps at a planned change of data, falls on, and from `at` on falls no further."""
+    rng = random.Random(5)
+    return [
+        Sample(t, line(min(t, at)) + (jump if t >= since else 0.0) + rng.gauss(0.0, 0.1))
+        for t in range(steps)
+    ]
+
+
+@pytest.mark.parametrize("jump", [-0.5, 0.0, 0.5])
+def test_a_plateau_after_an_announced_change_is_called_and_a_fall_that_goes_on_is_not(jump: float) -> None:
+    def called(samples: list[Sample]) -> list[tuple[str, int]]:
+        watch, found = Watch(), []
+        watch.announce(1000, "new data mix")
+        for sample in samples:
+            found += [(a.alert, a.step) for a in watch.observe(sample).opened]
+        return found
+
+    found = called(stuck(2500, jump, 1000))
+    assert [name for name, _ in found] == ["LossPlateau"] and 2500 < found[0][1] < 2 * 2500
+    assert called(stuck(10_000, jump, 1000)) == []
