@@ -58,6 +58,21 @@ def test_the_worker_has_what_its_pods_mount_and_call() -> None:
     assert "DS_BUILD_FUSED_ADAM=1" in text and '"8.0;9.0"' in text
 
 
+def test_the_worker_can_read_what_the_examples_name() -> None:
+    """A tokenizer.json needs its library in the image, a corpus in the cloud that of its storage."""
+    import yaml
+
+    text = (ROOT / "k8s/images/worker.Containerfile").read_text()
+    (extras,) = re.findall(r'pip install .*"\.\[([\w,]+)\]"', text)
+    for path in (ROOT / "examples").glob("*.yaml"):
+        spec = yaml.safe_load(path.read_text())
+        if (spec.get("cluster") or {}).get("to") == "kuberay":
+            data = spec["data"]
+            assert not str(data["tokenizer"]).endswith(".json") or "tokenizers" in extras.split(",")
+            assert not data["path"].startswith("az://") or "azure" in extras.split(",")
+    assert "train" in extras.split(",")
+
+
 def test_every_folder_that_is_copied_exists() -> None:
     for path in IMAGES:
         for word, rest in steps(path):
