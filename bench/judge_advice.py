@@ -50,11 +50,11 @@ def student(df: float) -> float:
 
 
 def others(held: Sequence[Sequence[Sample]], i: int) -> tuple[list[float], list[float]]:
-    """Median of the other runs of the group at each step, and the spread that a 90% band of so few runs stands for."""
+    """Mean of the other runs of the group at each step, and the spread that a 90% band of so few runs stands for."""
     middle, spread = [], []
     for j in range(len(held[i])):
         rest = [run[j].loss for k, run in enumerate(held) if k != i]
-        middle.append(median(rest))
+        middle.append(fmean(rest))
         spread.append(max(stdev(rest), 5e-4) * student(len(rest) - 1))
     return middle, spread
 
@@ -122,13 +122,14 @@ def told(
                 middle, spread = others(held, i)
             else:
                 middle = [
-                    median(other[j].loss for k, other in enumerate(held) if k != i) for j in range(len(steps))
+                    fmean(other[j].loss for k, other in enumerate(held) if k != i) for j in range(len(steps))
                 ]
                 spread = list(bands[i])
             prediction = prediction_of(steps, middle, spread)
-            watch = Watch(prediction=prediction, target_loss=middle[-1])
+            target = median(other[-1].loss for k, other in enumerate(held) if k != i)
+            watch = Watch(prediction=prediction, target_loss=target)
             marks = [0.25, 0.5, 0.75]
-            missed = run[-1].loss > middle[-1]
+            missed = run[-1].loss > target
             for j, sample in enumerate(run):
                 false.update(a.alert for a in watch.observe(sample).opened)
                 samples_seen += 1
