@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.cli.finding import RUN_HELP
+
 SIGN = {"pass": "ok  ", "warn": "warn", "fail": "FAIL", "skip": "skip"}
 
 
@@ -18,7 +20,9 @@ def register(commands: Any) -> None:
         description="Check this machine, and with RUN the cluster, storage, data and monitor that it names. Answers within "
         "ten seconds; exit 1 where anything fails. Changes nothing but one scratch key in the run's storage.",
     )
-    parser.add_argument("run", metavar="RUN", nargs="?", help="run.yaml whose places are to be looked at")
+    parser.add_argument(
+        "run", metavar="RUN", nargs="?", help="the run whose places are to be looked at: " + RUN_HELP
+    )
     parser.add_argument(
         "--prometheus",
         metavar="URL",
@@ -55,15 +59,15 @@ def doctor(args: argparse.Namespace) -> int:
 
 def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
     """Every check, ready to be called. Raises WrongInput for a spec that is none."""
-    from launcher.cli.finding import local_home, settings
+    from launcher.cli.finding import local_home, settings, spec_of
     from launcher.data.tokens import cache_folder
     from launcher.doctor import checks as doctor
+    from launcher.doctor import data as doctor_data
     from launcher.doctor import gpu as doctor_gpu
     from launcher.doctor import net as doctor_net
     from launcher.jobs import local_ray
-    from launcher.spec.file import read_spec
 
-    spec = read_spec(run) if run else None
+    spec = spec_of(run) if run is not None else None
     here = Path.cwd()
     places: dict[str, tuple[Path, float]] = {
         "working files": (Path("/tmp"), 1e9),
@@ -87,6 +91,7 @@ def checks(run: str | None, prometheus_url: str | None) -> dict[str, Any]:
 
             need = (checkpoint_bytes(spec) or 0.0) * (spec.checkpoints.keep + 1)
             places["checkpoints"] = (Path(url).expanduser().resolve(), need)
+        listed["data"] = lambda: doctor_data.data(spec, cache_folder())
         listed["storage"] = lambda: doctor_net.storage(url)
         if spec.cluster.to == "kuberay":
             listed["kubernetes"] = lambda: doctor_net.kubernetes(spec)

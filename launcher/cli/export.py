@@ -15,7 +15,7 @@ def register(commands: Any) -> None:
         description="Verify a committed checkpoint byte by byte, put its shards together, and write the weights as one safetensors "
         "file: no pickle for whoever loads it.",
     )
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP + ", or az://.../name")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--step", type=int, metavar="N", help="of this step (default: the newest that verifies)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.errors import Failed, WrongInput
 
-RUN_HELP = "run.yaml, the run's folder, or its name"
+RUN_HELP = "run.yaml, the run's folder or az:// address, or its name"
 
 
 def home() -> Path:
@@ -59,6 +59,18 @@ def folder_of(run: str) -> Any:
         how = "" if path.is_dir() or run.startswith("az://") else f" `losscast submit {run}` does that."
         raise WrongInput(f"{folder.address}: no run was submitted to here.{how}")
     return folder
+
+
+def spec_of(run: str) -> Any:
+    """The spec a person means: of a run.yaml, or as it was submitted. Raises WrongInput where there is none."""
+    from launcher.cli import kuberay
+    from launcher.spec.file import read_spec
+    from launcher.spec.model import RunSpec
+    from launcher.storage.runfolder import read_json
+
+    if Path(run).is_file() or not run or Path(run).suffix in (".yaml", ".yml", ".json"):
+        return read_spec(run)
+    return kuberay.ours(run) or RunSpec.from_dict(read_json(folder_of(run).spec))
 
 
 def _by_name(name: str) -> Any:

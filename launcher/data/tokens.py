@@ -106,7 +106,7 @@ def open_tokens(folder: Path) -> Tokens:
         meta = json.loads((folder / "meta.json").read_text())
         dtype = np.dtype(meta["dtype"])
         train, holdout = _mapped(folder / "train.bin", dtype), _mapped(folder / "holdout.bin", dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WrongInput(
             f"{folder}: no prepared corpus here ({error}). Prepare one with `losscast data prepare`, "
             f"or set data.path to stdlib for the Python library's own source."

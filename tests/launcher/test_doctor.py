@@ -5,13 +5,18 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.cli import main
+from launcher.data.prepare import prepare_corpus
 from launcher.doctor.checks import Finding, disk, examine, versions
+from launcher.doctor.data import data
 from launcher.doctor.gpu import gpu_findings
 from launcher.doctor.net import monitor, prometheus, skew, storage
+from launcher.spec.model import RunSpec
+from launcher.storage.runfolder import write_whole
 from tests.monitor.live import Service
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -112,3 +117,93 @@ def test_a_prometheus_nobody_asked_for_may_be_away(tmp_path: Path) -> None:
 
 def test_versions_name_what_is_here() -> None:
     assert states(versions())["python"] == "pass"
+
+
+def data_of(path: str, cache: Path, **more: Any) -> Finding:
+    gpt = {"kind": "gpt", "layers": 1, "width": 8, "heads": 1, "context": 32}
+    train = {"tokens": 5120, "batch_tokens": 256, "lr": 0.01}
+    spec = RunSpec.from_dict({"name": "t", "workload": gpt, "data": {"path": path}, "train": train, **more})
+    (found,) = data(spec, cache)
+    assert found.state == "pass" or found.state == "skip" or found.fix
+    return found
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question. " * 20_000)
+    prepare_corpus([str(text)], str(tmp_path / "corpus"))
+    return tmp_path / "corpus"
+
+
+def test_data_is_opened_as_a_rank_opens_it(corpus: Path, tmp_path: Path) -> None:
+    found = data_of(str(corpus), tmp_path)
+    assert found.state == "pass" and "held-out sequences" in found.said
+    assert data_of("stdlib", tmp_path / "cache").state == "pass" and not (tmp_path / "cache").exists()
+    (corpus / "train.bin").write_bytes((corpus / "train.bin").read_bytes()[:100])
+    assert (found := data_of(str(corpus), tmp_path)).state == "fail" and "cut short" in found.said
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (None, "no such folder"),
+        ("empty", "no prepared corpus"),
+        ("{", "no prepared corpus"),
+        ("[]", "no prepared corpus"),
+    ],
+)
+def test_data_that_is_no_token_folder_has_its_remedy(tmp_path: Path, there: str | None, said: str) -> None:
+    folder = tmp_path / "corpus"
+    if there is not None:
+        folder.mkdir()
+    if there not in (None, "empty"):
+        (folder / "meta.json").write_text(str(there))
+    found = data_of(str(folder), tmp_path)
+    assert found.state == "fail" and said in found.said
+    assert found.fix == f"losscast data prepare SOURCE -o {folder}"
+
+
+def test_data_made_with_another_tokenizer_is_named(corpus: Path, tmp_path: Path) -> None:
+    spec_data = {"path": str(corpus), "tokenizer": "/nowhere/tokenizer.json"}
+    gpt = {"kind": "gpt", "layers": 1, "width": 8, "heads": 1, "context": 32, "vocab": 50304}
+    found = data_of(str(corpus), tmp_path, data=spec_data, workload=gpt)
+    assert found.state == "fail" and found.said.startswith("data.tokenizer")
+
+
+def test_data_that_only_the_cluster_sees_is_no_failure_here(tmp_path: Path) -> None:
+    away = data_of("/mnt/corpus-of-the-cluster", tmp_path, cluster={"to": "http://10.0.0.1:8265"})
+    assert away.state == "warn" and "every node" in away.fix
+
+
+@pytest.mark.e2e
+def test_data_on_blob_is_looked_at_and_not_downloaded(
+    corpus: Path, tmp_path: Path, azurite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = azurite.store("runs", f"corpora-{tmp_path.name}")
+    monkeypatch.setattr("launcher.storage.store.open_store", lambda url: store)
+    url = "az://account/corpora/text"
+    assert "no meta.json" in data_of(url, tmp_path / "cache").said
+    for file in corpus.iterdir():
+        store.put(file.name, file.read_bytes())
+    assert data_of(url, tmp_path / "cache").state == "pass" and not (tmp_path / "cache").exists()
+    store.put("train.bin", b"short")
+    assert "train.bin has 5 bytes" in data_of(url, tmp_path / "cache").said
+    store.delete("train.bin")
+    assert "train.bin is not there" in data_of(url, tmp_path / "cache").said
+
+
+def test_a_run_is_looked_at_by_its_folder_too_and_an_empty_name_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOSSCAST_HOME", str(tmp_path / "home"))
+    gpt = {"kind": "gpt", "layers": 1, "width": 8, "heads": 1, "context": 32}
+    train = {"tokens": 5120, "batch_tokens": 256, "lr": 0.01}
+    spec = {"name": "t", "workload": gpt, "data": {"path": "/no/such/corpus"}, "train": train}
+    write_whole(
+        tmp_path / "runs" / "t" / "spec.json", {**spec, "checkpoints": {"url": str(tmp_path / "runs")}}
+    )
+    assert main(["doctor", str(tmp_path / "runs" / "t"), "--json"]) == 1
+    said = {f["check"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert said["data"]["state"] == "fail" and said["storage"]["state"] == "pass"
+    assert main(["doctor", ""]) == 2, "an unset variable is no wish to leave the run out"
