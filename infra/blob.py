@@ -16,6 +16,7 @@ Needs a container that exists. Versioning and soft delete of blobs may be on: ne
 
 import errno
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ from infra.tries import Conflict, Refused, T, Timeouts, tried
 
 THREADS = 16
 LIMIT_S = 120.0
+LIMIT_VARIABLE = "LOSSCAST_AZ_LIMIT_S"
 
 
 class BlobStore:
@@ -279,4 +281,10 @@ def open_blob_store(url: str, **more: Any) -> BlobStore:
     container, _, prefix = parts.path.strip("/").partition("/")
     if parts.scheme != "az" or not parts.netloc or not container:
         raise ValueError(f"{url!r} is not az://account/container/prefix")
+    limit = os.environ.get(LIMIT_VARIABLE)
+    if limit:
+        try:
+            more.setdefault("limit_s", max(1.0, float(limit)))
+        except ValueError:
+            raise ValueError(f"{LIMIT_VARIABLE}={limit} is no number of seconds") from None
     return BlobStore(endpoint(parts.netloc), container, prefix, **more)

@@ -9,7 +9,8 @@ interpreter. At most one snapshot a rank is under way: a save that is due while 
 ranks, said and counted. Carriers end with their trainer; what they had not committed does not exist. Files that were
 uploaded stay where a resume looks for them, so that a restart on the same machine fetches nothing.
 
-A run in a folder writes where its checkpoints are and commits at once: there is nothing to carry.
+A run in a folder writes where its checkpoints are: there is nothing to carry, and a thread of rank 0's commits
+(`launcher.training.underway`).
 
     python -m launcher.training.upload ADDRESS      orders on stdin, answers on stdout, one JSON object a line
 """
@@ -31,14 +32,18 @@ from launcher.errors import Failed, WrongInput
 from launcher.spec.model import RunSpec
 from launcher.storage.checkpoints import parts_of, prefix_of
 from launcher.storage.remote import publish, stop_asked, store_of
+from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Superseded
+from launcher.training.underway import Committer, Underway
 
 PATIENCE_S = 900.0
 """How long the last save of a run keeps trying, and rank 0 waits for the parts of other ranks."""
 POLL_S = 0.5
 STOP_POLL_S = 5.0
 PROGRESS_S = 15.0
+AT_ONCE_BYTES = 32 << 20
+"""A checkpoint in a folder up to this size is committed before the next step: hashing it takes some 20 ms."""
 KEPT_HERE = 2
 """Checkpoints of which this machine keeps what its ranks wrote."""
 
@@ -62,69 +67,120 @@ class Saver:
         """skipped: saves that were due while another was under way."""
         self._said: int | None = None
         self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world)
+        self._retention = Retention(spec.to_dict(), folder.name)
+        self._committer = Committer(self._commit_here) if folder.url is None and rank == 0 else None
 
     def save(self, engine: Any, step: int, *, wait: bool) -> bool:
         """Save this step; with `wait`, return only when it is committed. False: skipped.
 
         Raises runlog.Superseded when the run is somebody else's, Failed when `wait` was asked and can't be had.
         """
-        from launcher.training.saving import commit_checkpoint, write_checkpoint
+        from launcher.training.saving import NotWritten, write_checkpoint
 
         if self._carrier is None:
-            write_checkpoint(engine, self._folder, self._attempt, step)
-            if self._rank == 0:
-                commit_checkpoint(self._folder, self._attempt, step, self._spec)
-                self._done.append(step)
-            return True
+            return self._save_here(engine, step, wait)
         carrier = self._carrier
         if wait:
             carrier.idle(PATIENCE_S * 2)
         elif _any(carrier.busy):
-            self.skipped += 1
-            if self._rank == 0 and self._said != carrier.step:  # once for each that is late
-                self._said = carrier.step
-                self._say(
-                    f"step {step}: no checkpoint, that of step {carrier.step} is still on its way after "
-                    f"{carrier.seconds:.0f} s{carrier.how_far()}. {self.skipped} skipped so far: save less often, or closer by."
-                )
-            return False
+            return self._still(step, carrier)
         carrier.raise_if_superseded()
         place = staging(self._folder, self._attempt, self._rank, step)
-        write_checkpoint(engine, self._folder, self._attempt, step, place=place)
+        try:
+            write_checkpoint(engine, self._folder, self._attempt, step, place=place)
+        except NotWritten as error:  # on every rank alike
+            if wait:
+                raise
+            return self._passed_over(step, str(error))
         carrier.carry(step, place, patience_s=PATIENCE_S if wait else 0.0)
         if wait:
             carrier.idle(PATIENCE_S * 2)
             _raise_together(carrier.outcome(step) if self._rank == 0 else None)
         return True
 
+    def _save_here(self, engine: Any, step: int, wait: bool) -> bool:
+        """A run in a folder: all ranks write where the checkpoint belongs, rank 0 makes it one. A small one at once; a large
+        one is hashed while training goes on."""
+        from launcher.training.saving import NotWritten, save_here, write_checkpoint
+
+        committer = self._committer  # rank 0's
+        if wait:
+            if committer is not None:
+                committer.idle(PATIENCE_S * 2)
+        elif _any(committer is not None and committer.busy):
+            return self._still(step, committer)
+        if committer is not None:
+            committer.raise_if_superseded()
+        if wait:
+            why = save_here(engine, self._folder, self._attempt, step, self._spec, wait=True)
+            if why is not None:
+                return self._passed_over(step, why)
+            self._hear()
+            if self._rank == 0:
+                self._done.append(step)
+            return True
+        try:
+            write_checkpoint(engine, self._folder, self._attempt, step)
+        except NotWritten as error:  # on every rank alike
+            return self._passed_over(step, str(error))
+        if committer is not None:
+            small = _bytes_in(self._folder.path / prefix_of(self._attempt, step)) <= AT_ONCE_BYTES
+            committer.carry(step, at_once=small)
+            committer.raise_if_superseded()
+        return True
+
+    def _commit_here(self, step: int) -> None:
+        from launcher.training.saving import commit_checkpoint
+
+        commit_checkpoint(self._folder, self._attempt, step, self._spec, retention=self._retention)
+
+    def _still(self, step: int, carrier: Underway | None) -> bool:
+        """Training goes on without this checkpoint, since another is still on its way."""
+        self.skipped += 1
+        if (
+            self._rank == 0 and carrier is not None and self._said != carrier.step
+        ):  # once for each that is late
+            self._said = carrier.step
+            self._say(
+                f"step {step}: no checkpoint, that of step {carrier.step} is still on its way after "
+                f"{carrier.seconds:.0f} s{carrier.how_far()}. {self.skipped} skipped so far: save less often, or closer by."
+            )
+        return False
+
+    def _passed_over(self, step: int, why: str) -> bool:
+        """Training goes on without this checkpoint, and says so: the first, second, fourth, eighth ... time."""
+        self.skipped += 1
+        if self._rank == 0 and self.skipped & (self.skipped - 1) == 0:
+            self._say(f"step {step}: no checkpoint, training goes on: {why}. {self.skipped} skipped so far.")
+        return False
+
     def committed(self) -> list[int]:
         """Steps committed since the last call, on rank 0. Says what failed. Never waits."""
-        if self._carrier is not None and self._rank == 0:
-            for step, why in self._carrier.news():
+        self._hear()
+        done, self._done = self._done, []
+        return done
+
+    def _hear(self) -> None:
+        carrier = self._carrier or self._committer
+        if carrier is not None and self._rank == 0:
+            for step, why in carrier.news():
                 if why is None:
                     self._done.append(step)
                 else:
                     self._say(f"step {step}: the checkpoint was not committed, training goes on: {why}")
-        done, self._done = self._done, []
-        return done
 
     def close(self) -> None:
-        """End the carrier; what is still on its way is dropped."""
-        if self._carrier is not None:
-            self._carrier.close()
+        """End what carries. What is still on its way to another place is dropped; a commit in a folder is waited for a
+        little."""
+        if (carrier := self._carrier or self._committer) is not None:
+            carrier.close()
 
 
-class Carrier:
+class Carrier(Underway):
     """The process that uploads a rank's shards, and what it has said."""
 
     def __init__(self, folder: RunFolder, attempt: int, spec: RunSpec, rank: int, world: int) -> None:
-        self.step: int | None = None
-        self.busy = False
-        self._began, self._progress = 0.0, ""
-        self._outcomes: dict[int, str | None] = {}
-        self._news: list[tuple[int, str | None]] = []
-        self._superseded: str | None = None
-        self._changed = threading.Condition()
+        super().__init__()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "launcher.training.upload", folder.address],
             stdin=subprocess.PIPE,
@@ -135,42 +191,10 @@ class Carrier:
         self._order({"attempt": attempt, "spec": spec.to_dict(), "rank": rank, "world": world})
         threading.Thread(target=self._listen, name="losscast-carrier", daemon=True).start()
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def how_far(self) -> str:
-        return self._progress
-
     def carry(self, step: int, place: Path, patience_s: float) -> None:
         """Have the files under `place` uploaded as this rank's part of the step."""
-        with self._changed:
-            self.step, self.busy, self._began, self._progress = step, True, time.monotonic(), ""
+        self._begin(step)
         self._order({"step": step, "place": str(place), "patience_s": patience_s})
-
-    def idle(self, timeout_s: float) -> None:
-        """Return when nothing is under way. Raises Failed when that takes too long."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self.busy, timeout_s):
-                raise Failed(
-                    f"the checkpoint of step {self.step} is still on its way after {timeout_s:.0f} s"
-                )
-        self.raise_if_superseded()
-
-    def outcome(self, step: int) -> str | None:
-        """None: committed. Else why not."""
-        return self._outcomes.get(step, "it was never carried")
-
-    def news(self) -> list[tuple[int, str | None]]:
-        """Outcomes since the last call."""
-        self.raise_if_superseded()
-        with self._changed:
-            news, self._news = self._news, []
-        return news
-
-    def raise_if_superseded(self) -> None:
-        if self._superseded is not None:
-            raise Superseded(self._superseded)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -208,11 +232,9 @@ class Carrier:
             if self.busy and self.step is not None:
                 self._end(self.step, f"the uploading process ended ({self._process.wait()})")
 
-    def _end(self, step: int, why: str | None) -> None:
-        self._outcomes[step] = why
-        self._news.append((step, why))
-        self.busy = False
-        self._changed.notify_all()
+
+def _bytes_in(place: Path) -> int:
+    return sum(path.lstat().st_size for path in place.rglob("*"))
 
 
 def staging(folder: RunFolder, attempt: int, rank: int, step: int) -> Path:

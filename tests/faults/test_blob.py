@@ -120,6 +120,39 @@ def test_with_answers_lost_on_the_way_no_superseded_attempt_ever_writes(azurite:
     assert set(acknowledged) <= kept and len(acknowledged) == len(set(acknowledged)) > 5
 
 
+def test_a_lease_lost_to_an_outage_is_taken_over_and_the_first_writes_no_more(azurite: Azurite) -> None:
+    """The holder's way breaks for longer than its term: it stops by its own clock, another goes on, and it is refused
+    when its way is good again; then it may take the run anew, from what the other left."""
+    prefix, away = f"over-{secrets.token_hex(6)}", threading.Event()
+    term_s = 4.0
+    with FaultyProxy(azurite.port, lambda m, p: "503" if away.is_set() else "pass") as proxy:
+        mine = RunLog(through(azurite, proxy, prefix, limit_s=60), "run-a", term_s=term_s)
+        lost, why = threading.Event(), list[str]()
+        first = mine.take("job-1", on_lost=lambda said: (why.append(said), lost.set())[1])
+        first.commit(10, "m-10", "d")
+        away.set()
+        assert lost.wait(60) and not first.valid
+        theirs = RunLog(azurite.store("runs", prefix), "run-a", term_s=term_s)
+        deadline = time.monotonic() + 60
+        while theirs.standing().alive:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second = theirs.take("job-2")
+        second.commit(20, "m-20", "d")
+        away.clear()
+        with pytest.raises(Superseded):
+            first.commit(30, "m-30", "d")
+        first.release()
+        assert RunLog(theirs.store, "run-a", term_s=term_s).standing().submission == "job-2"
+        second.release()
+        with mine.take("job-1") as again:
+            again.commit(40, "m-40", "d")
+            assert again.attempt == 3
+    assert "lapses" in why[0] and len(why) == 1
+    commits = [(e.attempt, e.fields["step"]) for e in theirs.commits()]
+    assert commits == [(3, 40), (2, 20), (1, 10)]
+
+
 def take(log: RunLog, name: str) -> int:
     """Take the run and keep no lease: everybody looks dead at once."""
     holding = log.take(name)

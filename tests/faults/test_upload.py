@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'"
 needs_azurite()
 
 from launcher.spec.file import read_spec  # noqa: E402
+from launcher.storage.checkpoints import newest_verified  # noqa: E402
 from launcher.storage.runfolder import RunFolder  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
 from launcher.training.upload import Saver  # noqa: E402
@@ -32,17 +34,27 @@ checkpoints: {{url: "az://{account}/runs/team"}}
 """
 
 
+class Writer:
+    """What DeepSpeed's engine writes its files with."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        os.makedirs(path, exist_ok=exist_ok)
+
+    def save(self, state: bytes, path: str) -> None:
+        Path(path).write_bytes(state)
+
+
 class Engine:
     """Writes shards as DeepSpeed does, without a model."""
 
     def __init__(self, size: int = 200_000) -> None:
-        self.size = size
+        self.size, self.checkpoint_engine = size, Writer()
 
     def save_checkpoint(self, folder: str, tag: str, **more: Any) -> None:
         place = Path(folder, tag)
-        place.mkdir(parents=True)
+        self.checkpoint_engine.makedirs(str(place), exist_ok=True)
         for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
-            (place / name).write_bytes(os.urandom(self.size))
+            self.checkpoint_engine.save(os.urandom(self.size), str(place / name))
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +155,94 @@ def test_a_storage_that_refuses_is_said_in_one_line_and_training_goes_on(
         finally:
             saver.close()
     assert log.commits() == []
+
+
+def test_training_goes_on_while_storage_is_away_and_uploads_catch_up(
+    azurite: Azurite, run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away for longer than a request is tried: the save is given up and said, and one after it is committed."""
+    folder, spec, log = run
+    monkeypatch.setenv("LOSSCAST_AZ_LIMIT_S", "3")
+    said: list[str] = []
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+        told: list[int] = []  # what the monitor hears, and its CheckpointOverdue counts from
+        try:
+            assert saver.save(Engine(), 5, wait=True)
+            told += saver.committed()
+            os.kill(azurite.pid, signal.SIGSTOP)
+            try:
+                assert saver.save(Engine(), 10, wait=False)
+                for _ in range(1200):  # steps of a training that waits for nothing
+                    told += saver.committed()
+                    if said:
+                        break
+                    time.sleep(0.05)
+            finally:
+                os.kill(azurite.pid, signal.SIGCONT)
+            assert told == [5], "a commit was told that is none"
+            assert len(said) == 1 and "\n" not in said[0]
+            assert said[0].startswith("step 10: the checkpoint was not committed, training goes on: ")
+            assert saver.save(Engine(), 15, wait=True)
+            told += saver.committed()
+        finally:
+            saver.close()
+    assert told == [5, 15]
+    assert [e.fields["step"] for e in log.commits()] == [15, 5]
+    assert newest_verified(log.store, log) is not None
+
+
+def test_the_last_save_outlasts_an_outage(
+    azurite: Azurite, run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec, log = run
+    monkeypatch.setenv("LOSSCAST_AZ_LIMIT_S", "2")
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1)
+        os.kill(azurite.pid, signal.SIGSTOP)
+        back = threading.Timer(
+            8.0, os.kill, (azurite.pid, signal.SIGCONT)
+        )  # four times what a request is tried
+        back.start()
+        try:
+            assert saver.save(Engine(), 5, wait=True)
+        finally:
+            back.join()
+            saver.close()
+    assert [e.fields["step"] for e in log.commits()] == [5]
+
+
+def test_a_full_staging_disk_costs_a_checkpoint_and_tears_nothing(
+    run: tuple[RunFolder, Any, RunLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spec, log = run
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no small file system can be mounted here: needs root")
+    said: list[str] = []
+    try:
+        monkeypatch.setenv("LOSSCAST_WORK", str(small))
+        folder = RunFolder.of(spec.checkpoints.url, spec.name)
+        with log.take("job") as holding:
+            saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+            try:
+                assert saver.save(Engine(), 5, wait=True)
+                assert not saver.save(Engine(size=2_000_000), 10, wait=False)
+                assert len(said) == 1 and "No space left on device" in said[0] and "\n" not in said[0]
+                assert "training goes on" in said[0]
+                assert saver.save(Engine(), 15, wait=True), "what was written by half still fills the disk"
+                assert saver.committed() == [5, 15]
+            finally:
+                saver.close()
+        found = newest_verified(log.store, log)
+        assert found is not None and found.step == 15
+        assert not any("step-10" in item.key for item in log.store.list("attempts/"))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 TRAINER = """

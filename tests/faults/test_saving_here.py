@@ -1,0 +1,169 @@
+"""Saving in a run's own folder while training goes on: a checkpoint that is hashed beside the steps counts when it is whole."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.azurite import free_port
+
+pytestmark = pytest.mark.faults
+pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
+
+from infra.objects import Store  # noqa: E402
+from launcher.spec.file import read_spec  # noqa: E402
+from launcher.storage import checkpoints  # noqa: E402
+from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
+from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
+from launcher.storage.store import FolderStore  # noqa: E402
+from launcher.training import upload  # noqa: E402
+from launcher.training.upload import Saver  # noqa: E402
+
+SPEC = """
+name: here
+workload: {{kind: gpt, layers: 1, width: 16, heads: 1, context: 32}}
+data: {{path: stdlib}}
+train: {{tokens: 1e5, batch_tokens: 256, lr: 1e-3, schedule: {{kind: constant}}}}
+checkpoints: {{url: "{url}", keep: 2}}
+"""
+NAMES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
+class Writer:
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        os.makedirs(path, exist_ok=exist_ok)
+
+    def save(self, state: bytes, path: str) -> None:
+        Path(path).write_bytes(state)
+
+
+class Engine:
+    """Writes shards as DeepSpeed does, without a model."""
+
+    def __init__(self) -> None:
+        self.checkpoint_engine = Writer()
+
+    def save_checkpoint(self, folder: str, tag: str, **more: Any) -> None:
+        self.checkpoint_engine.makedirs(str(Path(folder, tag)), exist_ok=True)
+        for name in NAMES:
+            self.checkpoint_engine.save(os.urandom(1000), str(Path(folder, tag, name)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group() -> Iterator[None]:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[RunFolder, Any, RunLog]:
+    path = tmp_path / "run.yaml"
+    path.write_text(SPEC.format(url=tmp_path / "runs"))
+    spec = read_spec(path)
+    folder = RunFolder.of(spec.checkpoints.url, spec.name)
+    write_whole(folder.spec, spec.to_dict())
+    return folder, spec, RunLog(FolderStore(folder.path), folder.name)
+
+
+class Slow:
+    """Hashing that waits until it may go on."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self.begun, self.go, self._real = threading.Event(), threading.Event(), real
+
+    def __call__(self, store: Store, keys: list[str]) -> Any:
+        self.begun.set()
+        assert self.go.wait(120)
+        return self._real(store, keys)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    """Every checkpoint counts as a large one, and is hashed as slowly as a test wants."""
+    it = Slow(checkpoints._digests)
+    monkeypatch.setattr(upload, "AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(checkpoints, "_digests", it)
+    yield it
+    it.go.set()
+
+
+def news(saver: Saver) -> list[int]:
+    """What is committed next."""
+    deadline, found = time.monotonic() + 120, list[int]()
+    while not (found := saver.committed()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_a_large_checkpoint_is_hashed_and_committed_while_training_goes_on(
+    run: tuple[RunFolder, Any, RunLog], slow: Slow
+) -> None:
+    folder, spec, log = run
+    said: list[str] = []
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+        assert saver.save(Engine(), 5, wait=False) and slow.begun.wait(120)
+        assert saver.committed() == [] and log.commits() == [], "it counts before it was read"
+        assert not saver.save(Engine(), 10, wait=False), "two at a time"
+        assert saver.skipped == 1 and "step 10: no checkpoint, that of step 5 is still on its way" in said[0]
+        slow.go.set()
+        assert news(saver) == [5]
+        assert saver.save(Engine(), 15, wait=False)
+        assert saver.save(Engine(), 20, wait=True)
+        assert saver.committed() == [15, 20]
+        saver.close()
+    assert [e.fields["step"] for e in log.commits()] == [20, 15, 5]
+    assert not (folder.path / "attempts/1/checkpoints/step-5").exists(), "keep: 2"
+    found = checkpoints.newest_verified(log.store, log)
+    assert found is not None and found.step == 20
+
+
+def test_what_is_still_hashed_when_another_takes_the_run_is_not_committed(
+    run: tuple[RunFolder, Any, RunLog], slow: Slow
+) -> None:
+    folder, spec, log = run
+    first = log.take("job")
+    saver = Saver(folder, first.attempt, spec, 0, 1)
+    assert saver.save(Engine(), 5, wait=False) and slow.begun.wait(120)
+    first.release()
+    with RunLog(log.store, log.run).take("another"):
+        slow.go.set()
+        with pytest.raises(Superseded):
+            saver.save(Engine(), 10, wait=True)
+    assert RunLog(log.store, log.run).commits() == []
+
+
+def test_a_shard_that_is_gone_before_it_was_hashed_is_said_and_training_goes_on(
+    run: tuple[RunFolder, Any, RunLog], slow: Slow
+) -> None:
+    folder, spec, log = run
+    said: list[str] = []
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+        assert saver.save(Engine(), 5, wait=False) and slow.begun.wait(120)
+        (folder.path / "attempts/1/checkpoints/step-5" / NAMES[0]).unlink()
+        slow.go.set()
+        saver.close()
+        assert saver.committed() == []
+        assert len(said) == 1 and said[0].startswith(
+            "step 5: the checkpoint was not committed, training goes on: "
+        )
+        assert saver.save(Engine(), 10, wait=False) and news(saver) == [10]
+    found = checkpoints.newest_verified(log.store, log)
+    assert found is not None and found.step == 10
+
+
+def test_a_small_checkpoint_is_committed_before_the_next_step(run: tuple[RunFolder, Any, RunLog]) -> None:
+    folder, spec, log = run
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1)
+        assert saver.save(Engine(), 5, wait=False)
+        assert [e.fields["step"] for e in log.commits()] == [5] and saver.committed() == [5]
