@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from monitor.prometheus.alerts import RULES, Rule, rules, rules_yaml
+from monitor.service.attention import RUN_ALERTS
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = shutil.which("promtool")
@@ -41,6 +42,9 @@ def test_every_alert_is_told_in_full(rule: Rule) -> None:
     text = page.read_text()
     for part in ("Meaning", "Impact", "Diagnosis", "Mitigation"):
         assert re.search(rf"^#+ {part}", text, re.MULTILINE), f"{page.name} has no {part}"
+    assert text.startswith(f"# {rule.alert}\n\n**First:** "), (
+        f"{page.name} does not begin with what to do first"
+    )
     assert "attempt=" not in rule.expr and "step=" not in rule.expr
 
 
@@ -138,6 +142,32 @@ def test_no_alert_fires_over_a_healthy_run_or_without_data(tmp_path: Path) -> No
         ],
     )
     assert "SUCCESS" in said, said[:2000]
+
+
+@needs_promtool
+def test_a_mute_silences_the_alert_it_names_or_all_of_the_run_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(rules_yaml())
+    of_runs = [r for r in RULES if "run" in fires(r)[1]]
+    assert {r.alert for r in of_runs} == RUN_ALERTS, (
+        "each that can be muted is tried, and nothing else can be"
+    )
+
+    def muted(run: str, alert: str) -> dict[str, str]:
+        return {f'losscast_run_muted{{run="{run}",alert="{alert}"}}': "1x40"}
+
+    silent = [
+        case([*fires(rule)[0], muted("r", by)], [rule.alert])
+        for rule in of_runs
+        for by in (rule.alert, "all")
+    ]
+    assert "SUCCESS" in (said := _promtool(tmp_path, silent)), said[:2000]
+    others = {r.alert: "LossPlateau" if r.alert == "LossSpike" else "LossSpike" for r in of_runs}
+    loud = [case([*fires(r)[0], muted("r", others[r.alert]), muted("s", "all")], [r.alert]) for r in of_runs]
+    heard = _promtool(tmp_path, loud)
+    for rule in of_runs:
+        labels = {"alertname": rule.alert, "severity": rule.severity, **fires(rule)[1]}
+        wanted = "{" + ", ".join(f'{k}="{v}"' for k, v in sorted(labels.items())) + "}"
+        assert wanted in heard, f"{rule.alert} was silenced by the mute of another alert or run"
 
 
 @needs_promtool
