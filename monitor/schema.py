@@ -22,7 +22,9 @@ MAX_TEXT_BYTES = 32 << 20
 MAX_COUNT = 2**53
 """Steps, sequence numbers, attempts and tokens stay below this, so that they are exact as floats."""
 
-EVENTS = frozenset({"run_started", "sample", "checkpoint", "restart", "heartbeat", "announce", "run_ended"})
+EVENTS = frozenset(
+    {"run_started", "sample", "checkpoint", "restart", "heartbeat", "announce", "goodput", "run_ended"}
+)
 
 SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -103,6 +105,9 @@ def event(name: str, run: str, attempt: int, *, time: float, **fields: Any) -> d
 
     checkpoint  step, and optionally seconds, bytes, stage, ok (false: it did not verify)
     restart     cause, and optionally step
+    goodput     what became of the run's time so far: gpu_seconds_useful, gpu_seconds_lost, gpu_seconds_idle (all three, each
+                counted from the run's beginning), and optionally step, steps_lost, dollars_useful, dollars_lost,
+                dollars_idle; a restart may carry the same
     heartbeat   nothing more: the run lives and has no new step
     announce    step, what: a planned change of learning rate or data from that step on
     run_ended   reason (finished, stopped, failed, ...)

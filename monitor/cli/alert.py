@@ -1,4 +1,5 @@
-"""`losscast alert rules | runbook | test`: the rules of every alert, what to do about it, and one sent through as a test."""
+"""`losscast alert`: the rules of every alert, what to do about it, one sent through as a test; and what a person says to a
+live monitor of a run: its advice is seen (ack, snooze), its alerts are to be silent for a while (mute, unmute)."""
 
 import argparse
 from typing import Any
@@ -24,6 +25,38 @@ def register(commands: Any) -> None:
     p.add_argument("--severity", default="critical", choices=("info", "warning", "critical"))
     p.add_argument("--team", default="", help="to test the routing by team")
     p.set_defaults(func=test)
+
+    for name, what in (
+        ("ack", "a run's advice was seen; another action is news again"),
+        ("snooze", "the same for a while, then the advice is shown again"),
+        ("mute", "silence a run's alerts for a while; nothing is hidden on the page"),
+        ("unmute", "let them sound again"),
+    ):
+        p = parts.add_parser(
+            name, help=what, description=f"Tell a live monitor: {what}. The token needs the scope operate."
+        )
+        p.add_argument("run", metavar="RUN")
+        if name in ("snooze", "mute"):
+            p.add_argument(
+                "--for", required=True, dest="how_long", metavar="TIME", help="90m, 2h, 1d; at most 30d"
+            )
+        if name == "mute":
+            p.add_argument(
+                "--alert",
+                action="append",
+                default=[],
+                metavar="NAME",
+                help="this one only; may be given again",
+            )
+            p.add_argument("--why", default="", metavar="TEXT", help="for those who wonder")
+        if name == "ack":
+            p.add_argument("--back", action="store_true", help="take an acknowledgement or a snooze back")
+        p.add_argument("--url", help="the monitor (default $LOSSCAST_URL, or http://127.0.0.1:8700)")
+        p.add_argument(
+            "--token-env", default="LOSSCAST_TOKEN", metavar="NAME",
+            help="variable that holds a token with the scope operate (default %(default)s)",
+        )  # fmt: skip
+        p.set_defaults(func=say)
 
 
 def rules(args: argparse.Namespace) -> int:
@@ -86,4 +119,37 @@ def test(args: argparse.Namespace) -> int:
     except OSError as error:
         raise Failed(f"{url}: {getattr(error, 'reason', error)}; is this an Alertmanager?") from error
     print(f"sent; look where {args.severity} alerts should arrive", file=sys.stderr)
+    return 0
+
+
+def say(args: argparse.Namespace) -> int:
+    """Tell a live monitor what a person has decided about a run."""
+    import os
+    import sys
+
+    from monitor.cli.watch import URL, asker
+    from monitor.errors import WrongInput
+    from monitor.schema import is_run_id
+    from monitor.service.attention import duration
+
+    if not is_run_id(args.run):
+        raise WrongInput(
+            f"{args.run!r} is no run's name: small letters, digits and hyphens, as in run.yaml's `name`"
+        )
+    url = (args.url or os.environ.get("LOSSCAST_URL") or URL).rstrip("/")
+    ask = asker(url, os.environ.get(args.token_env, ""), args.token_env)
+    of = f"/v1/runs/{args.run}"
+    for_s = duration(args.how_long) if args.part in ("snooze", "mute") else None
+    if args.part == "unmute" or (args.part == "ack" and args.back):
+        ask(of + ("/mute" if args.part == "unmute" else "/advice"), "DELETE")
+        done = "its alerts sound again" if args.part == "unmute" else "nobody has seen its advice"
+    elif args.part == "mute":
+        ask(f"{of}/mute", "POST", {"for_s": for_s, "alerts": args.alert, "why": args.why})
+        done = f"{', '.join(args.alert) or 'all its alerts'} muted for {args.how_long}"
+    else:
+        advice = ask(f"{of}/advice", "POST", {} if for_s is None else {"for_s": for_s})["advice"]
+        done = f"its advice ({advice['action'].replace('_', ' ')}) is " + (
+            "acknowledged" if for_s is None else f"snoozed for {args.how_long}"
+        )
+    print(f"{args.run}: {done}", file=sys.stderr)
     return 0

@@ -58,8 +58,12 @@ def watch(args: argparse.Namespace) -> int:
     return _live(ask, args.run, args.every)
 
 
-def asker(url: str, token: str, token_env: str) -> Callable[[str], Any]:
-    """A function from an API path to its JSON. It raises WrongInput or Failed with what to do instead."""
+def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
+    """A function from an API path to its JSON. It raises WrongInput or Failed with what to do instead.
+
+    ask(path)                  what is there
+    ask(path, "POST", {...})   with something to say; None where there is no answer to it
+    """
     import json
     import urllib.error
     import urllib.request
@@ -69,26 +73,33 @@ def asker(url: str, token: str, token_env: str) -> Callable[[str], Any]:
     if not url.startswith(("http://", "https://")):
         raise WrongInput(f"{url}: not a web address; give --url http://HOST:PORT")
 
-    def ask(path: str) -> Any:
+    def ask(path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:
+        scope = "read" if method == "GET" else "operate"
         request = urllib.request.Request(
-            url + path, headers={"Authorization": f"Bearer {token}"} if token else {}
+            url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            method=method,
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.load(answer)
+                return None if answer.status == 204 else json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code == 401:
                 why = (
                     f"does not know the token in ${token_env}" if token else f"wants a token in ${token_env}"
                 )
-                how = "`losscast monitor token create --store DIR --scope read` makes one"
+                how = f"`losscast monitor token create --store DIR --scope {scope}` makes one"
                 raise WrongInput(f"{url}: the monitor {why}; {how}") from error
             if error.code == 403:
                 raise WrongInput(
-                    f"{url}: the token in ${token_env} may not read; make one with --scope read"
+                    f"{url}: the token in ${token_env} may not {scope}; make one with --scope {scope}"
                 ) from error
             if error.code == 404:
                 raise WrongInput(f"{url}: has no {path.split('?')[0].removeprefix('/v1/')}") from error
+            if error.code in (409, 422):
+                said = json.loads(error.read() or b"{}").get("error", f"status {error.code}")
+                raise WrongInput(f"{url}: {said}") from error
             raise Failed(f"{url}{path}: the monitor answered {error.code}") from error
         except ValueError as error:
             raise Failed(f"{url}{path}: the answer is not JSON; is this a losscast monitor?") from error

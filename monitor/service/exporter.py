@@ -53,6 +53,7 @@ class Figures:
     above: int = 0
     below: int = 0
     restarts: dict[str, int] = field(default_factory=dict)
+    gpu_seconds: dict[str, float] = field(default_factory=dict)
     checkpoint_time: float | None = None
     checkpoint_failures: int = 0
 
@@ -69,7 +70,7 @@ GAUGES = {
     "run_attempt": "The attempt that is listened to",
     "run_tokens_per_second": "Throughput as the run reports it",
     "run_mfu_ratio": "Model FLOPs utilisation, 0 to 1",
-    "run_goodput_ratio": "Share of the steps trained that still count, 0 to 1",
+    "run_goodput_ratio": "Share of the GPU time, or where nobody counts that of the steps trained, that still counts, 0 to 1",
 }
 _HELP = {
     **GAUGES,
@@ -84,16 +85,24 @@ _HELP = {
     "samples_nonfinite": "Samples whose loss was not a number",
     "band_violations": "Samples outside what was expected",
     "restarts": "Restarts by cause",
+    "gpu_seconds": "GPU seconds as the launcher books them: of steps that still count, of steps lost, of neither",
     "checkpoint_last_commit_timestamp_seconds": "When the newest checkpoint was committed",
     "checkpoint_verify_failures": "Checkpoints that did not verify",
 }
 _COUNTERS = frozenset(
-    {"samples_received", "samples_nonfinite", "band_violations", "restarts", "checkpoint_verify_failures"}
+    {
+        "samples_received",
+        "samples_nonfinite",
+        "band_violations",
+        "restarts",
+        "checkpoint_verify_failures",
+        "gpu_seconds",
+    }
 )
 _LABELS = {
     "run_info": ("run", "team", "phase", "law"), "verdict": ("run", "team", "state"), "advice": ("run", "action"), "run_muted": ("run", "alert"),
     "run_predicted_final_loss": ("run", "quantile"), "run_step_seconds": ("run", "quantile"),
-    "samples_nonfinite": ("run", "kind"), "band_violations": ("run", "side"), "restarts": ("run", "cause"),
+    "samples_nonfinite": ("run", "kind"), "band_violations": ("run", "side"), "restarts": ("run", "cause"), "gpu_seconds": ("run", "state"),
 }  # fmt: skip
 
 Series = tuple[str, tuple[str, ...], float]
@@ -131,6 +140,8 @@ def detail(f: Figures) -> Iterator[Series]:
         yield "checkpoint_verify_failures", (f.run,), f.checkpoint_failures
     elif f.checkpoint_failures:
         yield "checkpoint_verify_failures", (f.run,), f.checkpoint_failures
+    for state, seconds in f.gpu_seconds.items():
+        yield "gpu_seconds", (f.run, state), seconds
     for cause, count in f.restarts.items():
         yield "restarts", (f.run, cause), count
 

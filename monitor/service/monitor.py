@@ -339,6 +339,7 @@ class Monitor:
             ],
             "events": shown[-200:],
             "control": facts.control,
+            "goodput": goodput_of(facts),
         }
 
     def samples(
@@ -391,7 +392,7 @@ class Monitor:
         f.step_seconds = self.step_seconds(facts)
         f.samples, f.nan, f.inf = facts.samples, facts.nan_samples, facts.inf_samples
         f.above, f.below = outside[0], outside[1]
-        f.restarts = facts.restarts
+        f.restarts, f.gpu_seconds = facts.restarts, facts.gpu_seconds
         f.checkpoint_time, f.checkpoint_failures = facts.checkpoint_received, facts.checkpoint_failures
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
@@ -411,8 +412,21 @@ class Monitor:
         )
 
 
+def goodput_of(facts: RunFacts) -> dict[str, Any]:
+    """What became of the run's time: the share that counts, and where the launcher keeps books, GPU seconds and money."""
+    return {
+        "ratio": _goodput(facts),
+        "gpu_seconds": facts.gpu_seconds or None,
+        "dollars": facts.gpu_dollars or None,
+        "steps_lost": facts.steps_lost,
+    }
+
+
 def _goodput(facts: RunFacts) -> float | None:
-    """Share of the steps trained, over all attempts, that still count."""
+    """Share of the GPU time that still counts, by the launcher's books; without them, of the steps of all attempts."""
+    spent = sum(facts.gpu_seconds.values())
+    if spent > 0:
+        return facts.gpu_seconds["useful"] / spent
     trained = sum(
         (a.last_step or 0) - (a.resume_step or 0) for a in facts.attempts if a.last_step is not None
     )

@@ -63,6 +63,10 @@ class RunFacts(msgspec.Struct):
     last_ord: int = 0
     event_ord: int = 0
     """Ordinal of its newest event."""
+    gpu_seconds: dict[str, float] = {}
+    """useful, lost and idle, over the whole run, as its launcher counts them; empty where none told."""
+    gpu_dollars: dict[str, float] = {}
+    steps_lost: int | None = None
     restarts: dict[str, int] = {}
     restarts_since_step: int = 0
     checkpoint_received: float | None = None

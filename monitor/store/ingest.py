@@ -20,7 +20,7 @@ from itertools import islice
 from operator import attrgetter, eq, lt
 from typing import Any
 
-from monitor.schema import unspell
+from monitor.schema import MAX_COUNT, unspell
 from monitor.store.columns import Damaged, pack_lines, unpack
 from monitor.store.facts import AttemptFacts, RunFacts
 from monitor.store.intervals import Intervals
@@ -539,6 +539,8 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
     at = unspell(body.get("time"))
     if at is not None:
         facts.last_time = at
+    if part.kind in ("goodput", "restart"):
+        _note_goodput(facts, body)
     if part.kind == "run_started":
         if body.get("resume_step") is not None:
             attempt.resume_step = body["resume_step"]
@@ -581,3 +583,22 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
             facts.checkpoint_received = row.received
             if body.get("step") is not None:
                 facts.checkpoint_step = body["step"]
+
+
+def _note_goodput(facts: RunFacts, body: dict[str, Any]) -> None:
+    """The books of the run's time; taken as a whole or not at all."""
+    seconds = {name: _amount(body.get(f"gpu_seconds_{name}")) for name in ("useful", "lost", "idle")}
+    if None in seconds.values():
+        return
+    facts.gpu_seconds = {name: value for name, value in seconds.items() if value is not None}
+    dollars = {name: _amount(body.get(f"dollars_{name}")) for name in seconds}
+    facts.gpu_dollars = {name: value for name, value in dollars.items() if value is not None}
+    steps = body.get("steps_lost")
+    facts.steps_lost = steps if type(steps) is int and 0 <= steps < MAX_COUNT else None
+
+
+def _amount(value: object) -> float | None:
+    """A finite number that is not negative, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e18:
+        return None
+    return float(value)

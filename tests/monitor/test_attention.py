@@ -10,6 +10,8 @@ import pytest
 from launcher.cli import main
 from monitor.errors import WrongInput
 from monitor.service.attention import Attention, duration
+from monitor.service.tokens import Tokens
+from tests.monitor.live import Service, wait_for
 from tests.monitor.test_service import Open, curve, lines
 
 HOUR = 3600.0
@@ -117,3 +119,40 @@ def test_durations() -> None:
     for bad in ("", "h", "5", "5w", "1h30"):
         with pytest.raises(WrongInput):
             duration(bad)
+
+
+def test_a_person_says_it_to_a_live_monitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Service(tmp_path / "store") as service:
+        tokens = Tokens(tmp_path / "store")
+        operate = tokens.create(("operate", "read"), "ann")
+        service.ask("/v1/events", b"".join(lines("a", curve(60))))
+        wait_for(lambda: (service.get("/v1/runs/a") or {}).get("advice"), 60)
+
+        def alert(*args: str, token: str = operate) -> int:
+            monkeypatch.setenv("LOSSCAST_TOKEN", token)
+            return main(["alert", *args, "--url", service.url])
+
+        assert alert("mute", "a", "--for", "2h", "--alert", "LossSpike", "--why", "known") == 0
+        muted = service.get("/v1/runs/a")["muted"]
+        assert muted["alerts"] == ["LossSpike"] and muted["by"] == "ann" and muted["why"] == "known"
+        assert alert("unmute", "a") == 0 and service.get("/v1/runs/a")["muted"] is None
+        assert alert("ack", "a") == 0
+        assert service.get("/v1/runs/a")["advice"]["seen"]["until"] is None
+        assert alert("ack", "a", "--back") == 0 and service.get("/v1/runs/a")["advice"]["seen"] is None
+        assert alert("snooze", "a", "--for", "1d") == 0
+        assert service.get("/v1/runs/a")["advice"]["seen"]["until"] > 0
+        assert "a: its advice (continue) is snoozed for 1d" in capsys.readouterr().err
+
+        for args, token, why in (
+            (("ack", "a"), service.token, "may not operate"),
+            (("ack", "a"), "wrong", "--scope operate"),
+            (("ack", "b"), operate, "has no"),
+            (("ack", "A/.."), operate, "is no run's name"),
+            (("mute", "a", "--for", "90d"), operate, "at most"),
+            (("mute", "a", "--for", "long"), operate, "90m or 2h"),
+            (("mute", "a", "--for", "1h", "--alert", "Nothing"), operate, "no alert of a run"),
+        ):
+            assert alert(*args, token=token) == 2
+            assert why in capsys.readouterr().err

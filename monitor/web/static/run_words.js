@@ -14,6 +14,14 @@ function fact(name, value, small) {
   return el("div", {}, el("dt", {}, name), el("dd", {}, value, small ? el("small", {}, small) : null));
 }
 
+/** The share of the GPU time that counts, and what the rest cost. */
+function goodput(g) {
+  if (!g?.gpu_seconds || !Number.isFinite(g.ratio)) return null;
+  const wasted = (g.gpu_seconds.lost ?? 0) + (g.gpu_seconds.idle ?? 0);
+  const money = g.dollars ? (g.dollars.lost ?? 0) + (g.dollars.idle ?? 0) : null;
+  return fact("Goodput", format.percent(g.ratio), `${format.duration(wasted)} of GPU time lost or idle${money === null ? "" : `, ${format.money(money)}`}`);
+}
+
 export function facts(run, seen) {
   const done = progress(run);
   const final = run.predicted_final ?? run.prediction?.final_loss;
@@ -29,6 +37,7 @@ export function facts(run, seen) {
     final ? fact("Predicted end", format.loss(final.p50), interval(final)) : fact("Predicted end", "–", "no prediction registered"),
     Number.isFinite(run.target_loss) ? fact("Target", format.loss(run.target_loss)) : null,
     rate === null ? null : fact("Tokens a second", format.short(rate)),
+    goodput(run.goodput),
     fact(run.phase === "ended" ? "Ended" : "Last step", format.ago(run.last_time), Number.isFinite(left) && run.phase !== "ended" ? `${format.duration(left * 3600)} left` : null));
 }
 
@@ -126,6 +135,7 @@ function lineCard(run) {
 const EVENTS = {
   run_started: (e) => `attempt ${e.attempt} started${e.resume_step ? `, from step ${format.count(e.resume_step)}` : ""}`,
   checkpoint: (e) => `checkpoint${Number.isFinite(e.step) ? ` at step ${format.count(e.step)}` : ""}`,
+  goodput: (e) => `time booked${Number.isFinite(e.steps_lost) ? `: ${format.count(e.steps_lost)} steps trained twice` : ""}`,
   restart: (e) => `restart${e.cause ? `: ${e.cause}` : ""}`,
   announce: (e) => `announced: ${e.what ?? "a change"}${Number.isFinite(e.step) ? ` at step ${format.count(e.step)}` : ""}`,
   run_ended: (e) => `ended${e.reason ? `: ${e.reason}` : ""}`,

@@ -4,7 +4,7 @@ import { runAddress } from "./address.js";
 import { choice, el, link, say } from "./dom.js";
 import * as format from "./format.js";
 import { spark } from "./spark.js";
-import { advice, badge, interval, progress, urgency } from "./words.js";
+import { advice, badge, interval, mutedWords, progress, urgency } from "./words.js";
 
 const SHOWN = 300;
 
@@ -78,7 +78,7 @@ export async function open(host, context) {
   function row(r, ago) {
     const done = progress(r);
     return el("tr", { "data-run": r.run },
-      el("td", { "data-label": "State" }, badge(r)),
+      el("td", { "data-label": "State" }, badge(r), r.muted ? el("small", { class: "warn mute" }, mutedWords(r.muted)) : null),
       el("td", { "data-label": "Run", class: "name" }, link(runAddress(r.run, context.state), {}, r.run), r.team ? el("small", { class: "muted" }, r.team) : null),
       el("td", { "data-label": "Progress", class: "progress" },
         done === null ? null : el("progress", { max: 1, value: done, "aria-label": "share of tokens" }),

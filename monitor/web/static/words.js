@@ -58,3 +58,10 @@ export function advice(a) {
   const miss = a.p_miss === null || a.p_miss === undefined ? "" : `, ${format.percent(a.p_miss)} likely to miss`;
   return `${ACTIONS[a.action] ?? a.action}${miss}`;
 }
+
+const clock = (s) => new Date(1000 * s).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" });
+
+/** Which of a run's alerts are silent, and until when. */
+export function mutedWords(m) {
+  return `${m.alerts?.length ? m.alerts.join(", ") : "all"} muted until ${clock(m.until)}`;
+}
