@@ -10,6 +10,8 @@ from what submissions, attempts and commits left behind, and a scrape after a cr
     losscast_checkpoint_last_commit_timestamp_seconds{run}
     losscast_lease_held{run}                                 1 while somebody keeps the run alive
     losscast_spool_bytes{run}                                samples that the monitor has not taken yet
+    losscast_gpu_seconds_total{run,state}                    useful, lost, idle (`launcher.recovery.goodput`): what is settled, so a
+                                                             job that runs counts up to its newest attempt, or its end
 
 Per run only while it lives and for a quarter of an hour after it was last heard of, and for 300 runs at most.
 """
@@ -32,7 +34,9 @@ OUTCOMES = ("accepted", "held", "failed")
 CAUSES = ("killed", "raised", "hung", "host_lost", "preempted", "resized", "rollback", "other")
 KEPT_S = 900.0
 MOST_RUNS = 300
-"""At most seven series each: under 2,000 with the global ones, and with two causes a run."""
+"""Of the newest, as far as MOST_SERIES go: a run has six to nine series and one a cause of its restarts."""
+MOST_SERIES = 2000
+STATES = ("useful", "lost", "idle")
 
 
 class _Families(Collector):
@@ -61,25 +65,36 @@ def exposition(runs: list[tuple[Facts, str]]) -> bytes:
     )
     lease = GaugeMetricFamily("losscast_lease_held", "Somebody keeps the run alive.", labels=["run"])
     spool = GaugeMetricFamily("losscast_spool_bytes", "Samples waiting for the monitor.", labels=["run"])
+    gpu = CounterMetricFamily(
+        "losscast_gpu_seconds",
+        "Time of GPUs (of ranks, on CPU) by what became of it.",
+        labels=["run", "state"],
+    )
     outcomes: Counter[str] = Counter()
     for facts, _ in runs:
         outcomes.update(outcomes_of(facts))
     for outcome in OUTCOMES:
         submissions.add_metric([outcome], outcomes[outcome])
     recent = [(f, w) for f, w in runs if w in LIVE or f.now - heard(f) < KEPT_S]
+    left = MOST_SERIES - len(OUTCOMES)
     for facts, _ in sorted(recent, key=lambda r: -heard(r[0]))[:MOST_RUNS]:
         name = [facts.spec.name]
-        seconds = time_to_first_step(facts)
+        seconds, causes, spent = time_to_first_step(facts), sorted(broken(facts).items()), gpu_seconds(facts)
+        left -= 4 + len(causes) + len(spent)
+        if left < 0:
+            break
         if seconds is not None:
             first.add_metric(name, seconds)
-        for cause, count in sorted(broken(facts).items()):
+        for cause, count in causes:
             restarts.add_metric([*name, cause], count)
+        for state, spent_s in spent.items():
+            gpu.add_metric([*name, state], spent_s)
         if facts.committed is not None:
             commit.add_metric(name, facts.committed.time)
         lease.add_metric(name, float(facts.holder.alive))
         spool.add_metric(name, waiting_bytes(facts))
     registry = CollectorRegistry()
-    registry.register(_Families([submissions, first, restarts, commit, lease, spool]))
+    registry.register(_Families([submissions, first, restarts, commit, lease, spool, gpu]))
     return generate_latest(registry)
 
 
@@ -139,6 +154,15 @@ def broken(facts: Facts) -> Counter[str]:
             cause = str(seen.get("cause"))
             counted[cause if cause in CAUSES else "other"] += 1
     return counted
+
+
+def gpu_seconds(facts: Facts) -> dict[str, float]:
+    """Seconds by state, from the ledger that the run's driver keeps; empty before it has settled anything."""
+    try:
+        kept = read_json(facts.folder.path / "goodput.json")
+        return {} if kept is None else {state: max(0.0, float(kept[f"{state}_s"])) for state in STATES}
+    except (WrongInput, KeyError, TypeError, ValueError):
+        return {}
 
 
 def waiting_bytes(facts: Facts) -> int:

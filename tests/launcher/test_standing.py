@@ -10,7 +10,9 @@ import pytest
 
 from launcher.cli import main
 from launcher.errors import WrongInput
+from launcher.jobs.facts import CAUSES, exposition
 from launcher.jobs.standing import facts_of, phase
+from launcher.recovery.goodput import Ledger
 from launcher.spec.model import RunSpec
 from launcher.storage.output import note_failure
 from launcher.storage.runfolder import RunFolder, write_whole
@@ -273,9 +275,12 @@ def test_launcher_metrics_are_counted_from_what_runs_left(made: Made, tmp_path: 
     with made.log.take(JOB) as holding:
         path = made.folder.curve(1)
         path.parent.mkdir(parents=True)
-        path.write_text(f"run,step,tokens,time\ntiny,1,256,{time.time() - 50:.3f}\n")
+        began = json.loads((made.folder.path / "submission.json").read_text())["time"]
+        path.write_text(f"run,step,tokens,time\ntiny,1,256,{began + 10:.3f}\n")
         holding.commit(1, "attempts/1/checkpoints/step-1.manifest.json", "0" * 64)
         note_failure(made.folder, 1, rank=0, cause="killed", message="x", step=1)
+        ledger = Ledger(useful_s=90.0, lost_s=-1e-13, idle_s=10.5)
+        ledger.write(made.folder.path / "goodput.json")
         out = tmp_path / "losscast.prom"
         assert main(["ls", str(made.folder.path.parent), "--textfile", str(out)]) == 0
     seen: dict[str, Any] = dict(
@@ -286,6 +291,31 @@ def test_launcher_metrics_are_counted_from_what_runs_left(made: Made, tmp_path: 
     assert float(seen['losscast_time_to_first_step_seconds{run="tiny"}']) == pytest.approx(10, abs=1)
     assert float(seen['losscast_restarts_total{cause="killed",run="tiny"}']) == 1
     assert float(seen['losscast_lease_held{run="tiny"}']) == 1
+    gpu = {
+        s: float(seen[f'losscast_gpu_seconds_total{{run="tiny",state="{s}"}}'])
+        for s in ("useful", "lost", "idle")
+    }
+    assert gpu == {"useful": 90.0, "lost": 0.0, "idle": 10.5}
     assert float(seen['losscast_checkpoint_last_commit_timestamp_seconds{run="tiny"}']) == pytest.approx(
         time.time(), abs=60
     )
+
+
+@pytest.mark.parametrize("books", ["[]", "{", '{"useful_s": "much"}', "null"])
+def test_books_that_can_not_be_read_cost_their_own_series_alone(
+    made: Made, tmp_path: Path, books: str
+) -> None:
+    made.submitted()
+    (made.folder.path / "goodput.json").write_text(books)
+    text = exposition([(facts_of(made.folder), "pending")]).decode()
+    assert 'losscast_lease_held{run="tiny"} 0.0' in text and "gpu_seconds_total{" not in text
+
+
+def test_hundreds_of_runs_stay_below_the_promised_number_of_series(made: Made) -> None:
+    made.submitted()
+    Ledger(useful_s=1.0).write(made.folder.path / "goodput.json")
+    for attempt in range(1, 5):
+        note_failure(made.folder, attempt, rank=0, cause=CAUSES[attempt], message="x", step=1)
+    one = facts_of(made.folder)
+    lines = exposition([(one, "running")] * 400).decode().splitlines()
+    assert 1000 < len([line for line in lines if not line.startswith("#")]) <= 2000
