@@ -14,7 +14,7 @@ from launcher.errors import WrongInput
 from launcher.spec.model import Gpt, RunSpec
 from launcher.training.ds_config import deepspeed_config
 from launcher.training.memory import stage_layers
-from launcher.workloads.gpt import GPT, GPTShape
+from launcher.workloads.gpt import GPT, GPTShape, rotary_table
 
 
 def join(backend: str | None = None) -> None:
@@ -55,8 +55,9 @@ def shape_of(workload: Gpt) -> GPTShape:
     )
 
 
-def build_model(spec: RunSpec) -> Any:
-    """The workload's module (with a pipeline: this rank's stage), its parameters drawn from `train.seed`."""
+def build_model(spec: RunSpec, whole: bool = False) -> Any:
+    """The workload's module, its parameters drawn from `train.seed`. With a pipeline it is this rank's stage, with ZeRO 3 this
+    rank's shard of every parameter; `whole` builds all of the model even so, for DeepSpeed to shard afterwards."""
     workload, p = spec.workload, spec.parallel
     if not isinstance(workload, Gpt):
         raise WrongInput(
@@ -68,17 +69,32 @@ def build_model(spec: RunSpec) -> Any:
         from launcher.workloads.gpt_pipe import PipedGPT
 
         return PipedGPT(shape, stage_layers(spec), p.activation_checkpointing, spec.train.seed)
+    if p.zero == 3 and not whole:
+        return _sharded(shape, spec)
     model = GPT(shape, recompute=p.activation_checkpointing)
     model.initialise(spec.train.seed)
     return model
 
 
-def build_engine(spec: RunSpec, universal: bool = False) -> Any:
-    """A DeepSpeed engine over the model, ready to train, or with `universal` to load a checkpoint of another layout
-    first. The process group must have been joined."""
+def _sharded(shape: GPTShape, spec: RunSpec) -> GPT:
+    """The model in shards from the start: a host never holds more than its ranks' shares and one matrix a rank, so that what
+    several hosts hold together can be built. The same numbers as of the whole model."""
     import deepspeed
 
-    model = build_model(spec)
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(spec)):
+        model = GPT(shape, recompute=spec.parallel.activation_checkpointing)
+    # positions were counted in the model's precision in there, which in bf16 can't tell 256 from 257
+    model.rotary = rotary_table(shape.context, shape.width // shape.heads)
+    model.initialise(spec.train.seed, lambda p: deepspeed.zero.GatheredParameters([p], modifier_rank=0))
+    return model
+
+
+def build_engine(spec: RunSpec, universal: bool = False, whole: bool = False) -> Any:
+    """A DeepSpeed engine over the model (`whole`: see `build_model`), ready to train, or with `universal` to load a checkpoint
+    of another layout first. The process group must have been joined."""
+    import deepspeed
+
+    model = build_model(spec, whole)
     optimizer = spec.train.optimizer
     groups = model.groups(spec.train.lr_base_width, optimizer.weight_decay)
     for group in groups:

@@ -21,8 +21,10 @@ the seed in one order over the whole model, so that all layouts start from the s
 Shapes: B sequences, T positions, V vocabulary, W width, P patches an image, A values a patch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -116,11 +118,18 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
 
-def draw(named: Iterable[tuple[str, Tensor]], whole: GPTShape, seed: int) -> None:
+def draw(
+    named: Iterable[tuple[str, Tensor]],
+    whole: GPTShape,
+    seed: int,
+    opened: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Fill the parameters `named` (whole-model name, parameter) with what the whole model holds there under `seed`.
 
     Every parameter of the whole model is drawn, in its order, and thrown away where it is not asked for: the numbers are
     the same whoever holds them, and memory never exceeds one matrix more than what is held.
+
+    opened  within opened(parameter) it has its whole shape, and what is written is kept: for parameters that lie in shards
     """
     mine = dict(named)
     numbers = torch.Generator().manual_seed(seed)
@@ -129,15 +138,17 @@ def draw(named: Iterable[tuple[str, Tensor]], whole: GPTShape, seed: int) -> Non
     with torch.no_grad():
         for name, size in order:
             p = mine.get(name)
-            if name.endswith(("out.weight", "down.weight")):
-                if p is not None:
-                    p.zero_()
-                continue
-            std = 1.0 if name.startswith(("embed", "position", "head")) else size[1] ** -0.5
-            here = p if p is not None and p.device.type == "cpu" else torch.empty(size)
-            here.normal_(0.0, std, generator=numbers)
-            if p is not None and p is not here:
-                p.copy_(here)
+            with nullcontext() if p is None else opened(p):
+                if name.endswith(("out.weight", "down.weight")):
+                    if p is not None:
+                        p.zero_()
+                    continue
+                std = 1.0 if name.startswith(("embed", "position", "head")) else size[1] ** -0.5
+                in_place = p is not None and p.device.type == "cpu" and p.dtype == torch.float32
+                here = p if p is not None and in_place else torch.empty(size)
+                here.normal_(0.0, std, generator=numbers)
+                if p is not None and p is not here:
+                    p.copy_(here)
 
 
 def parameter_groups(
@@ -174,9 +185,11 @@ class GPT(nn.Module):
             "rotary", rotary_table(shape.context, shape.width // shape.heads), persistent=False
         )
 
-    def initialise(self, seed: int) -> None:
-        """Draw every parameter from `seed` alone, the same on every rank and in every layout."""
-        draw(self.named_parameters(), self.shape, seed)
+    def initialise(
+        self, seed: int, opened: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        """Draw every parameter from `seed` alone, the same on every rank and in every layout; `opened` as for `draw`."""
+        draw(self.named_parameters(), self.shape, seed, opened)
 
     def forward(self, *batch: Tensor) -> Tensor:
         """Mean loss in nats per token. batch: tokens (B, T) and targets (B, T); with images patches (B, P, A), tokens
