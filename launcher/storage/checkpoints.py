@@ -131,18 +131,8 @@ def commit_checkpoint(
     ]
     if short:
         raise Failed(f"{store.where(prefix)}: not committed: {'; '.join(short[:5])}")
-    body = {
-        "losscast_checkpoint": VERSION,
-        "run": log.run,
-        "attempt": attempt,
-        "step": step,
-        "topology": topology,
-        "versions": versions(),
-        "spec_digest": spec_digest,
-        "files": {n: {"bytes": known[n][0], "sha256": known[n][1]} for n in names},
-        **({"more": more} if more else {}),
-    }
-    data = json.dumps(body, indent=1, sort_keys=True).encode()
+    files = {n: known[n] for n in names}
+    data = manifest(log.run, attempt, step, files, topology, spec_digest, more)
     key = manifest_key(attempt, step)
     digest = hashlib.sha256(data).hexdigest()
     try:
@@ -157,6 +147,30 @@ def commit_checkpoint(
                 ) from None
         store.put(key, data)  # left by a try that did not get as far as its commit
     return log.commit(attempt, step, key, digest)
+
+
+def manifest(
+    run: str,
+    attempt: int,
+    step: int,
+    files: Mapping[str, tuple[int, str]],
+    topology: dict[str, int],
+    spec_digest: str | None = None,
+    more: dict[str, Any] | None = None,
+) -> bytes:
+    """What a log entry names by its sha256: each file with bytes and sha256, and what wrote them."""
+    body = {
+        "losscast_checkpoint": VERSION,
+        "run": run,
+        "attempt": attempt,
+        "step": step,
+        "topology": topology,
+        "versions": versions(),
+        "spec_digest": spec_digest,
+        "files": {name: {"bytes": size, "sha256": sha} for name, (size, sha) in files.items()},
+        **({"more": more} if more else {}),
+    }
+    return json.dumps(body, indent=1, sort_keys=True).encode()
 
 
 def check(store: Store, entry: Entry, run: str) -> tuple[Checkpoint | None, list[str]]:

@@ -9,6 +9,7 @@ A checkpoint is brought whole to each machine that loads it, once, and compared 
 
 import contextlib
 import fcntl
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -23,6 +24,8 @@ from launcher.storage.store import FolderStore, open_store
 
 DOCUMENTS = ("spec.json", "prediction.json", "submission.json", "result.json")
 STOP = "stop"
+UNIVERSAL = "universal"
+"""Kind of the log entry, and folder, of a checkpoint in the form that any number of ranks reads."""
 
 
 def store_of(folder: RunFolder) -> Store:
@@ -99,7 +102,8 @@ def at_hand(
 ) -> Path:
     """The verified checkpoint at `path` of some machine's work folder, on this machine. Any number of ranks may ask at
     once: the first brings it, or compares what is here, and the others wait for it. Raises Failed when it is not whole."""
-    if folder.url is None or "checkpoints" not in path.parts or not path.name.startswith("step-"):
+    kind = path.parts[-2] if len(path.parts) > 3 else ""
+    if folder.url is None or kind not in ("checkpoints", UNIVERSAL) or not path.name.startswith("step-"):
         return path
     key = "/".join(path.parts[-4:]) + "/"
     here = folder.path / key.rstrip("/")
@@ -110,7 +114,8 @@ def at_hand(
                 return here
         store, log = store_of(folder), RunLog(store_of(folder), folder.name)
         manifest = key.rstrip("/") + ".manifest.json"
-        for entry in log.commits():
+        known = log.commits() if kind == "checkpoints" else [e for e in log.entries() if e.kind == UNIVERSAL]
+        for entry in known:
             if entry.fields.get("manifest") == manifest:
                 found, wrong = checkpoints.bring(store, entry, folder.name, folder.path)
                 if found is None:
@@ -118,6 +123,29 @@ def at_hand(
                 write_whole(mark, {"by_attempt": attempt})
                 return here
     raise Failed(f"{store_of(folder).where(key)}: was never committed")
+
+
+def within_reach(folder: RunFolder, path: Path, attempt: int) -> None:
+    """Put a checkpoint that was converted for this attempt, on this machine, where every host of the run can bring it from
+    (`at_hand`). By the chain that holds for any other: an entry of the log, a manifest, the content; it is no commit, and
+    no resume takes it. For a run in a folder nothing needs to move. Raises runlog.Superseded."""
+    if folder.url is None:
+        return
+    store, key = store_of(folder), "/".join(path.parts[-4:])
+    files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    sent = store.upload({f"{key}/{name}": file for name, file in files.items()})
+    step = int(path.name.removeprefix("step-"))
+    data = checkpoints.manifest(
+        folder.name, attempt, step, {name: sent[f"{key}/{name}"] for name in files}, topology={}
+    )
+    store.put(f"{key}.manifest.json", data)
+    RunLog(store, folder.name).append(
+        UNIVERSAL,
+        attempt,
+        step=step,
+        manifest=f"{key}.manifest.json",
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+    )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ time after its onset. So a run whose policy looks to the monitor (`policy.on_div
 - a sparse tail: of its commits every (4 x keep)th, until the next but one such is there. Two more on the disk, and always
   one that is at least 4 x keep commits old.
 
+What an attempt converted for itself ("universal") goes when there is a newer attempt.
+
 Where no checkpoint lies before the onset nothing is gained, and nothing more is kept.
 """
 
@@ -85,7 +87,7 @@ def _manifest_over(key: str) -> str | None:
     parts = key.split("/")
     if (
         len(parts) < 4
-        or parts[2] != "checkpoints"
+        or parts[2] not in ("checkpoints", "universal")
         or not parts[1].isdigit()
         or not parts[3].startswith("step-")
     ):

@@ -18,8 +18,11 @@ pytestmark = pytest.mark.faults
 pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
 needs_azurite()
 
+from launcher.errors import Failed  # noqa: E402
 from launcher.spec.file import read_spec  # noqa: E402
-from launcher.storage.checkpoints import newest_verified  # noqa: E402
+from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of  # noqa: E402
+from launcher.storage.remote import at_hand, within_reach  # noqa: E402
+from launcher.storage.retention import retain  # noqa: E402
 from launcher.storage.runfolder import RunFolder  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
 from launcher.training.upload import Saver  # noqa: E402
@@ -243,6 +246,48 @@ def test_a_full_staging_disk_costs_a_checkpoint_and_tears_nothing(
         assert not any("step-10" in item.key for item in log.store.list("attempts/"))
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_converted_checkpoint_reaches_every_host_and_is_compared_there(
+    run: tuple[RunFolder, Any, RunLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver's machine converted is brought by a host that never saw it, in folders within folders."""
+    _, spec, log = run
+    monkeypatch.setenv("LOSSCAST_WORK", str(tmp_path / "driver"))
+    here = RunFolder.of(spec.checkpoints.url, spec.name)
+    with log.take("job") as holding:
+        path = here.attempt(holding.attempt) / "universal" / "step-20"
+        names = [
+            "zero/blocks.0.weight/fp32.pt",
+            "zero/blocks.0.weight/exp_avg.pt",
+            "mp_rank_00_model_states.pt",
+        ]
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(name.encode() * 100)
+        within_reach(here, path, holding.attempt)
+        assert at_hand(here, path, holding.attempt) == path
+        monkeypatch.setenv("LOSSCAST_WORK", str(tmp_path / "other"))
+        there = RunFolder.of(spec.checkpoints.url, spec.name)
+        brought = at_hand(there, path, holding.attempt)
+        assert brought.is_relative_to(tmp_path / "other")
+        assert {n: (brought / n).read_bytes() for n in names} == {n: n.encode() * 100 for n in names}
+        assert log.commits() == [], "a resume would take it"
+        log.store.put(f"attempts/1/universal/step-20/{names[0]}", names[1].encode() * 100)
+        monkeypatch.setenv("LOSSCAST_WORK", str(tmp_path / "third"))
+        with pytest.raises(Failed, match="loaded"):
+            at_hand(RunFolder.of(spec.checkpoints.url, spec.name), path, holding.attempt)
+        commit_checkpoint(log.store, log, attempt=1, step=30, topology={}, digests=put_shard(log, 1, 30))
+        assert retain(log.store, log, keep=1) == [], "its own attempt may still load it"
+        holding.next_attempt()
+        commit_checkpoint(log.store, log, attempt=2, step=40, topology={}, digests=put_shard(log, 2, 40))
+        assert "attempts/1/universal/step-20/" in retain(log.store, log, keep=2)
+        assert not [i for i in log.store.list("attempts/") if "universal" in i.key]
+
+
+def put_shard(log: RunLog, attempt: int, step: int) -> dict[str, tuple[int, str]]:
+    log.store.put(prefix_of(attempt, step) + "shard", b"s")
+    return {"shard": log.store.digest(prefix_of(attempt, step) + "shard")}
 
 
 TRAINER = """
