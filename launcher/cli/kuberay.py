@@ -182,14 +182,15 @@ def stop(spec: Any, args: argparse.Namespace) -> int:
 
     api = connect()
     if args.now:
-        kuberay_client.delete(api, spec)
-        print(f"{spec.name}: its RayJob is deleted", file=sys.stderr)
+        there = kuberay_client.delete(api, spec)
+        _say(
+            f"{spec.name}: "
+            + ("its RayJob is deleted" if there else "there is no RayJob of this name, and none is left")
+        )
         return 0
-    kuberay_client.suspend(api, spec)
-    print(
-        f"{spec.name}: its pods were asked to commit and go; the job is kept. next: losscast resume {args.run}",
-        file=sys.stderr,
-    )
+    before = kuberay_client.suspend(api, spec)
+    did = "it waits no longer" if before == "pending" else "its pods were asked to commit and go"
+    _say(f"{spec.name}: {did}; the job is kept. next: losscast resume {args.run}")
     return 0
 
 

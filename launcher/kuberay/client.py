@@ -307,16 +307,20 @@ def logs(api: Api, spec: RunSpec, *, follow: bool = False) -> Iterator[str]:
 # Changing
 
 
-def delete(api: Api, spec: RunSpec) -> None:
-    """Remove the RayJob and all it owns. One that is not there is fine."""
+def delete(api: Api, spec: RunSpec) -> bool:
+    """Remove the RayJob and all it owns. False when there was none, which is fine."""
     namespace, name = names(spec)
+    there = api.find(RAY_JOBS, namespace, name) is not None
     api.delete(RAY_JOBS, namespace, name)
     api.delete(POLICIES, namespace, f"{name}-pods")
+    return there
 
 
-def suspend(api: Api, spec: RunSpec) -> None:
-    """Take the pods away, each after a commit, and keep the job."""
+def suspend(api: Api, spec: RunSpec) -> str:
+    """Take the pods away, each after a commit, and keep the job. What it was before: `pending` has no pods."""
+    before = str(status(api, spec)["phase"])
     _let(api, spec, go=False)
+    return before
 
 
 def resume(api: Api, spec: RunSpec, *, prediction: Mapping[str, Any] | None = None) -> Submission | None:

@@ -79,6 +79,10 @@ def test_logs_and_a_failure_explained(stub: Stub, capsys: pytest.CaptureFixture[
     said = json.loads(run(capsys, "why", RUN, "--json")[1])
     assert said["phase"] == "failed" and "boom" in said["reason"]
     assert run(capsys, "stop", RUN, "--now")[0] == 0 and ("rayjobs", NS, NAME) not in stub.objects
+    status, _, err = run(capsys, "stop", RUN)
+    assert status == 2 and "nothing is left to stop" in err
+    status, _, err = run(capsys, "stop", RUN, "--now")
+    assert status == 0 and "there is no RayJob" in err
 
 
 def test_a_cluster_that_is_away_is_one_line(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:

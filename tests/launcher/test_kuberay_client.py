@@ -313,7 +313,7 @@ def test_under_a_queue_suspending_and_resuming_goes_through_kueue(
     with pytest.raises(Failed, match="Is Kueue running"):
         kuberay_client.suspend(api, spec)
     workload(stub, QuotaReserved=("True", "QuotaReserved", ""), Admitted=("True", "Admitted", ""))
-    kuberay_client.suspend(api, spec)
+    assert kuberay_client.suspend(api, spec) == "pending"
     assert stub.objects[("workloads", NS, f"rayjob-{NAME}-1")]["spec"]["active"] is False
     assert kuberay_client.status(api, spec)["phase"] == "suspended"
     assert kuberay_client.resume(api, spec) is None
@@ -345,8 +345,8 @@ def test_a_run_that_ended_is_resumed_as_a_new_submission(stub: Stub, api: Api, s
 
 def test_deleting_takes_everything_and_twice_is_fine(stub: Stub, api: Api, spec: RunSpec) -> None:
     kuberay_client.submit(api, spec)
-    kuberay_client.delete(api, spec)
-    kuberay_client.delete(api, spec)
+    assert kuberay_client.delete(api, spec) is True
+    assert kuberay_client.delete(api, spec) is False
     assert not stub.objects and kuberay_client.status(api, spec)["phase"] == "absent"
     with pytest.raises(WrongInput, match="nothing is left to stop"):
         kuberay_client.suspend(api, spec)
