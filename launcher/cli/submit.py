@@ -94,6 +94,8 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
     law    a law to predict from; None registers no prediction and leaves the one there is
     """
     from launcher.cli.finding import remember
+    from launcher.data.feed import refuse_unfit
+    from launcher.data.tokens import cache_folder
     from launcher.jobs.submit import may_submit, refuse_shadows, submit
     from launcher.plan.plan import make_plan
     from launcher.plan.text import summary
@@ -105,6 +107,7 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
         may_submit_there(spec)
     else:
         may_submit(spec)  # before anything is asked or started: a run that is held, finished, or can't be
+    refuse_unfit(spec, cache_folder())
     prediction = prediction_for(spec, law)
     plan = make_plan(spec)
     if law is not None and prediction is not None:
@@ -115,6 +118,10 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
     for warning in plan["warnings"]:
         print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
     if getattr(args, "dry_run", False):
+        if args.json:
+            from monitor.schema import spell
+
+            print(json.dumps(spell(plan), indent=2, allow_nan=False))
         return 0
     if not args.yes and not agreed(spec, sys.stdin.isatty()):
         print("losscast: not submitted", file=sys.stderr)

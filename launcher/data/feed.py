@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.data.tokens import Tokens, tokens_for
+from launcher.data.tokens import Tokens, described, tokens_for
 from launcher.errors import WrongInput
 from launcher.spec.model import Data, Gpt, RunSpec
 
@@ -70,6 +70,22 @@ def feed_for(spec: RunSpec, cache: Path) -> Feed:
             f"{spec.context} and its next token. Use more text, or a shorter context."
         )
     return feed
+
+
+def refuse_unfit(spec: RunSpec, cache: Path) -> None:
+    """Raise WrongInput where a gpt submitted from this folder would find its data missing, cut short or not what its spec
+    says. Nothing is made or brought: of az://... meta.json is read, and folders are looked into for runs on this machine."""
+    path = spec.data.path if spec.data is not None else "stdlib"
+    if not isinstance(spec.workload, Gpt) or path in ("stdlib", "digits"):
+        return  # what a workload of the user's own reads, it knows itself
+    try:
+        if path.startswith("az://"):
+            described(path)
+        elif spec.cluster.to == "local":
+            feed_for(spec, cache)
+    except WrongInput as error:
+        named = str(error).startswith(("data.", "workload."))
+        raise WrongInput(str(error) if named else f"data.path: {error}") from error
 
 
 def text_feed(spec: RunSpec, cache: Path) -> TextFeed:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from launcher.errors import Failed, WrongInput
 
 U64 = NDArray[np.uint64]
+WORKING_DIR = "LOSSCAST_WORKING_DIR"
+"""Environment variable: the folder that a run was submitted from, where relative paths start; default the current one."""
 
 
 def _mixed(x: U64, key: int) -> U64:
@@ -136,29 +138,37 @@ def tokens_for(path: str, cache: Path) -> Tokens:
         return open_tokens(folder)
     if "://" in path:
         return open_tokens(fetched(path, cache))
-    return open_tokens(Path(path).expanduser())
+    return open_tokens(Path(os.environ.get(WORKING_DIR, "")) / Path(path).expanduser())
 
 
-def fetched(url: str, cache: Path) -> Path:
-    """The prepared corpus at `url` as a folder in the cache, every byte compared with its meta.json. One process brings it,
-    the others wait. Raises WrongInput where there is no corpus, Failed where it is not what its meta.json says."""
+def described(url: str) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    """meta.json of the prepared corpus at az://..., and the files it names. Raises WrongInput where there is none."""
     from infra.objects import Missing
-
     from launcher.storage.store import open_store
 
-    store = open_store(url)
     try:
-        meta_json = store.get("meta.json")
-        meta = json.loads(meta_json)
-        files: dict[str, dict[str, Any]] = meta["files"]
+        meta_json = open_store(url).get("meta.json")
+        files: dict[str, dict[str, Any]] = json.loads(meta_json)["files"]
+        names = set(files)
     except Missing as error:
         raise WrongInput(
             f"{url}: no prepared corpus here. Make one with `losscast data prepare SOURCE -o {url}`."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise WrongInput(f"{url}: its meta.json is not one of a prepared corpus ({error}).") from error
-    if set(files) != {"train.bin", "holdout.bin"}:
-        raise WrongInput(f"{url}: its meta.json names {sorted(files)}, not train.bin and holdout.bin.")
+    if names != {"train.bin", "holdout.bin"}:
+        raise WrongInput(f"{url}: its meta.json names {sorted(names)}, not train.bin and holdout.bin.")
+    return meta_json, files
+
+
+def fetched(url: str, cache: Path) -> Path:
+    """The prepared corpus at `url` as a folder in the cache, every byte compared with its meta.json. One process brings it,
+    the others wait. Raises WrongInput where there is no corpus, Failed where it is not what its meta.json says."""
+    from infra.objects import Missing
+    from launcher.storage.store import open_store
+
+    meta_json, files = described(url)
+    store = open_store(url)
     folder = cache / ("corpus-" + hashlib.sha256(meta_json).hexdigest()[:32])
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f".{folder.name}.lock").open("w") as lock:

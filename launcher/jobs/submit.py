@@ -18,7 +18,7 @@ from launcher.errors import Failed, Held, WrongInput
 from launcher.jobs.cluster import Cluster, Unknown
 from launcher.jobs.job import ray_job
 from launcher.spec.doubts import refused
-from launcher.spec.model import Entrypoint, RunSpec
+from launcher.spec.model import RunSpec
 from launcher.storage.output import job_log
 from launcher.storage.remote import ask_to_stop as ask_there
 from launcher.storage.remote import publish, refresh
@@ -87,8 +87,9 @@ def submit(
     for name in ("LOSSCAST_CACHE", "LOSSCAST_WORK", "LOSSCAST_AZ_ENDPOINT"):
         if os.environ.get(name):
             variables[name] = os.environ[name]
-    if isinstance(spec.workload, Entrypoint):  # imported where the job was submitted from
-        variables.setdefault(WORKING_DIR, os.getcwd())
+    variables.setdefault(
+        WORKING_DIR, os.getcwd()
+    )  # where entrypoints and relative paths of the spec are looked for
     handed = ray_job(spec, folder.address, job, python=sys.executable, env=variables)
     done = Submission(spec.name, job, dashboard, folder.address)
     # before the job: who dies in between leaves a submission that no cluster knows, and never a job nobody knows

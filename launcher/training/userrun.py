@@ -7,9 +7,8 @@ It is called once on every rank, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR 
 directory on sys.path: that of `losscast submit`, or kubernetes.working_dir.
 
 A function with a parameter `run` gets a `Run`: resume, batches of the run's data order, and one call a step that records,
-reports, saves when it is due, and says when to stop. In a script, and in a function without it, the first DeepSpeed engine
-that trains is watched: each of its updates is a step with the mean loss over ranks, its learning rate and gradient norm.
-Such training keeps its own checkpoints and goes on from them by itself; asked to stop, it ends after an update.
+reports, saves when it is due, and says when to stop. A script, and a function without it, is watched: see
+`launcher.training.script`.
 """
 
 import importlib
@@ -18,23 +17,17 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.data.tokens import WORKING_DIR
 from launcher.errors import WrongInput
 from launcher.spec.model import Entrypoint, RunSpec
 from launcher.spec.schedule import lr_at
 from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder, write_whole
-
-WORKING_DIR = "LOSSCAST_WORKING_DIR"
-"""Environment variable: where entrypoints are imported from; default the current directory."""
-
-
-class Stopped(BaseException):
-    """Ends watched training at an update, past whatever the script catches."""
 
 
 class Run:
@@ -44,7 +37,6 @@ class Run:
         self, assignment: Any, stop: Callable[[], bool], save: Callable[[], bool], beat: Any
     ) -> None:
         from launcher.spec.accounting import parameter_count
-        from launcher.training.loop import open_reporter
         from launcher.training.upload import Saver
 
         self.spec = RunSpec.from_dict(assignment.spec)
@@ -62,13 +54,34 @@ class Run:
         self._folder = RunFolder.at(assignment.folder)
         self._asked = StopRequest(self._folder.stop, stop)
         self._saver = Saver(self._folder, self.attempt, self.spec, self.rank, self.world)
-        params = parameter_count(self.spec)
-        mine = self.rank == 0
-        self._record = Record(self._folder.curve(self.attempt), self.spec.name, params) if mine else None
-        self._reporter = open_reporter(self.spec, self._folder, assignment, params) if mine else None
+        self._params = parameter_count(self.spec)
+        curve = self._folder.curve(self.attempt)
+        self._record = Record(curve, self.spec.name, self._params) if self.rank == 0 else None
+        self._reporter: Any = None
         self._feed: Any = None
-        self._saved = assignment.resume_step
+        self.saved_step: int | None = None
+        """The newest that this attempt saved."""
         self._previous = time.monotonic()
+
+    def begin(self, resume_step: int) -> None:
+        """Training goes on after this step: the monitor is told."""
+        from launcher.training.loop import open_reporter
+
+        if self.rank == 0 and self._reporter is None:
+            here = replace(self._assignment, resume_step=resume_step)
+            self._reporter = open_reporter(self.spec, self._folder, here, self._params)
+
+    @property
+    def resume_step(self) -> int:
+        """The step of the newest committed checkpoint when this attempt began, 0 without one."""
+        return self._assignment.resume_step
+
+    def committed_checkpoint(self) -> Path | None:
+        """The files of that checkpoint, on this machine. Called by all ranks."""
+        from launcher.storage.remote import at_hand
+
+        place = self._assignment.resume_from
+        return None if place is None else at_hand(self._folder, Path(place), self.attempt)
 
     @property
     def args(self) -> Any:
@@ -82,10 +95,10 @@ class Run:
 
     def resume(self, engine: Any) -> int:
         """Load the newest committed checkpoint into a DeepSpeed engine. Returns its step, 0 where there is none."""
-        place = self._assignment.resume_from
+        place = self.committed_checkpoint()
         if place is None:
             return 0
-        loaded, _ = engine.load_checkpoint(str(Path(place).parent), tag=Path(place).name)
+        loaded, _ = engine.load_checkpoint(str(place.parent), tag=place.name)
         if loaded is None:
             raise WrongInput(
                 f"{place}: DeepSpeed found no checkpoint there. Was it written at another world size?"
@@ -148,13 +161,28 @@ class Run:
         self._tell(step, mean, max(abs(x - mean) for x in losses), lr, grad_norm, val_loss)
         last = step == self.total_steps
         if engine is not None and (step % self.spec.checkpoints.every_steps == 0 or last or wish):
-            self._beat(step, "checkpoint")
-            if self._saver.save(engine, step, wait=bool(last or wish)):
-                self._saved = step
+            self.save(engine, step, wait=bool(last or wish))
+        self._tell_committed()
+        return self.stopped
+
+    def save(self, engine: Any, step: int, *, wait: bool) -> None:
+        """Save a step that has been told, on every rank; with `wait`, return when it is committed."""
+        self._beat(step, "checkpoint")
+        if self._record is not None:
+            self._record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
+        if self._saver.save(engine, step, wait=wait):
+            self.saved_step = step
+        self._beat(step, "step")
+
+    def say(self, message: str) -> None:
+        """Tell the person, once for all ranks."""
+        if self.rank == 0:
+            print(f"losscast: {message}", file=sys.stderr, flush=True)
+
+    def _tell_committed(self) -> None:
         for committed in self._saver.committed():
             if self._reporter is not None:
                 self._reporter.event("checkpoint", step=committed)
-        return self.stopped
 
     def _tell(
         self, step: int, loss: float, spread: float, lr: float | None, norm: float | None, val: float | None
@@ -174,6 +202,7 @@ class Run:
 
     def close(self, finished: bool) -> None:
         """The training is over, well or not."""
+        self._tell_committed()
         self._saver.close()
         if self._record is not None:
             self._record.close()
@@ -187,6 +216,7 @@ def train_user(
     """Run the user's entrypoint on this rank; as `launcher.training.loop.train`. The process group has been joined."""
     from launcher.storage.remote import publish
     from launcher.training.loop import Outcome, result_row
+    from launcher.training.script import Stopped
 
     run = Run(assignment, stop, save, beat)
     began, finished = time.monotonic(), False
@@ -206,6 +236,8 @@ def train_user(
 
 
 def _call(run: Run) -> None:
+    from launcher.training.script import watched
+
     workload = run.spec.workload
     assert isinstance(workload, Entrypoint)
     pods = run.spec.kubernetes
@@ -224,7 +256,7 @@ def _call(run: Run) -> None:
         sys.argv = [str(script), *map(str, workload.args)]
         os.chdir(home)
         try:
-            with watched(run):
+            with watched(run, home):
                 runpy.run_path(str(script), run_name="__main__")
         except SystemExit as error:
             if error.code not in (None, 0):
@@ -236,9 +268,10 @@ def _call(run: Run) -> None:
     function = _function(workload.entrypoint, home)
     assert isinstance(workload.args, dict)
     if "run" in inspect.signature(function).parameters:
+        run.begin(run.resume_step)
         function(run=run, **workload.args)
         return
-    with watched(run):
+    with watched(run, home):
         function(**workload.args)
 
 
@@ -255,66 +288,3 @@ def _function(entrypoint: str, home: Path) -> Callable[..., Any]:
         where = getattr(found, "__file__", module)
         raise WrongInput(f"workload.entrypoint: {where} has no function {name}")
     return function
-
-
-@contextmanager
-def watched(run: Run) -> Iterator[None]:
-    """While it lasts, every update of the first DeepSpeed engine that trains in this process is told to the run."""
-    import torch.distributed as dist
-    from deepspeed.runtime.engine import DeepSpeedEngine
-    from deepspeed.runtime.pipe.engine import PipelineEngine
-
-    join = dist.init_process_group
-    chosen: list[Any] = []
-    losses: list[Any] = []
-    backward, step, train_batch = DeepSpeedEngine.backward, DeepSpeedEngine.step, PipelineEngine.train_batch
-
-    def is_ours(engine: Any) -> bool:
-        if not chosen:
-            chosen.append(engine)
-        return chosen[0] is engine
-
-    def told(engine: Any, loss: Any) -> None:
-        norm = engine.get_global_grad_norm()
-        rates = [group["lr"] for group in engine.optimizer.param_groups]
-        if run.step(
-            int(engine.global_steps),
-            loss,
-            lr=float(rates[0]),
-            grad_norm=None if norm is None else float(norm),
-        ):
-            raise Stopped
-
-    def new_backward(engine: Any, loss: Any, *args: Any, **more: Any) -> Any:
-        if is_ours(engine) and not isinstance(engine, PipelineEngine):
-            losses.append(loss.detach())
-        return backward(engine, loss, *args, **more)
-
-    def new_step(engine: Any, *args: Any, **more: Any) -> Any:
-        before = engine.global_steps
-        answer = step(engine, *args, **more)
-        if is_ours(engine) and engine.global_steps > before and losses:
-            loss = sum(losses) / len(losses)
-            losses.clear()
-            told(engine, loss)
-        return answer
-
-    def new_train_batch(engine: Any, *args: Any, **more: Any) -> Any:
-        loss = train_batch(engine, *args, **more)
-        if is_ours(engine):
-            told(engine, loss)
-        return loss
-
-    def new_join(*args: Any, **more: Any) -> None:
-        if not dist.is_initialized():  # losscast has joined already, and a second time is an error
-            join(*args, **more)
-
-    dist.init_process_group = new_join
-    DeepSpeedEngine.backward, DeepSpeedEngine.step = new_backward, new_step  # type: ignore[method-assign]
-    PipelineEngine.train_batch = new_train_batch  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        DeepSpeedEngine.backward, DeepSpeedEngine.step = backward, step  # type: ignore[method-assign]
-        dist.init_process_group = join
-        PipelineEngine.train_batch = train_batch  # type: ignore[method-assign]

@@ -97,3 +97,33 @@ def test_stdlib_is_prepared_once_and_says_what_it_is(tmp_path: Path) -> None:
     assert one.digest == two.digest == meta["digest"]
     assert one.train.size > 5_000_000
     assert one.holdout.size > 100_000
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"path": "nowhere"}, "data.path: .*nowhere: no prepared corpus here"),
+        ({"tokenizer": "t.json"}, "data.tokenizer: t.json is not what"),
+        ({}, None),
+    ],
+)
+def test_submit_looks_into_the_data_first_wherever_it_is_run_from(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, says: str | None
+) -> None:
+    from launcher.data.feed import refuse_unfit
+    from launcher.spec.model import RunSpec
+
+    monkeypatch.setenv("LOSSCAST_WORKING_DIR", str(corpus.parent))
+    spec = RunSpec.from_dict(
+        {
+            "name": "r",
+            "workload": {"layers": 1, "width": 8, "heads": 1, "context": 16, "vocab": 256},
+            "data": {"path": corpus.name, **change},
+            "train": {"tokens": 1e3, "batch_tokens": 32, "lr": 1e-3},
+        }
+    )
+    if says is None:
+        refuse_unfit(spec, tmp_path)
+    else:
+        with pytest.raises(WrongInput, match=says):
+            refuse_unfit(spec, tmp_path)
