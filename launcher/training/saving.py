@@ -4,17 +4,30 @@ The rules are those of `launcher.storage.runlog` (the log decides who writes) an
 file binds them to a run's folder and to DeepSpeed's writer.
 """
 
-from collections.abc import Callable
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import Failed, one_line
 from launcher.spec.model import RunSpec
 from launcher.storage import checkpoints
 from launcher.storage.remote import forget_stop, publish, store_of
+from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Holding, RunLog
 from launcher.training.loop import Assignment
+
+LAST_PATIENCE_S = 600.0
+"""How long a save that must be (the last of a run, or before a host goes) is tried again on a disk that refuses."""
+LAST_WAITS_S = (1.0, 2.0, 5.0, 15.0)
+
+
+class NotWritten(Failed):
+    """A checkpoint could not be written. Raised by every rank alike, so that all go on together."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,12 @@ class Resume:
 def run_log(folder: RunFolder) -> RunLog:
     """The log of the run in a folder."""
     return RunLog(store_of(folder), folder.name)
+
+
+def present(folder: RunFolder) -> bool:
+    """False where a run's folder is away: its log is not there, though it was. A disk that is not mounted leaves an empty
+    folder behind, in which a run would seem to be nobody's and never to have begun. Blobs are always there or say why not."""
+    return folder.url is not None or (folder.path / "log").is_dir()
 
 
 def refuse_held(folder: RunFolder) -> None:
@@ -54,12 +73,104 @@ def write_checkpoint(
     engine: Any, folder: RunFolder, attempt: int, step: int, place: Path | None = None
 ) -> None:
     """Have every rank write its shards under the attempt's own path, or to a `place` of its own on this machine; returns
-    when all have. Not yet a checkpoint."""
+    when all have. Not yet a checkpoint.
+
+    Raises NotWritten, on every rank, where one of them could not write; what was written is removed, since it would only
+    keep a full disk full.
+    """
     import torch.distributed as dist
 
+    own = place is not None
     place = place or folder.path / checkpoints.prefix_of(attempt, step)
-    engine.save_checkpoint(str(place.parent), tag=place.name, client_state={"step": step}, save_latest=False)
-    dist.barrier()
+    why = _agreed(
+        None if own or folder.spec.exists() else f"{folder.path} is not there: is its disk mounted?"
+    )
+    if why is None:
+        with _remembered(engine, place.parent) as failed:
+            engine.save_checkpoint(
+                str(place.parent), tag=place.name, client_state={"step": step}, save_latest=False
+            )
+        why = _agreed(failed[0] if failed else None)
+        if why is not None and (own or dist.get_rank() == 0):
+            shutil.rmtree(place, ignore_errors=True)
+    if why is not None:
+        raise NotWritten(why)
+
+
+@contextlib.contextmanager
+def _remembered(engine: Any, place: Path) -> Iterator[list[str]]:
+    """Within it a rank that can't write keeps its error for itself: DeepSpeed's ranks wait for each other inside a save,
+    and one that left it would leave the others waiting."""
+    writer, failed = engine.checkpoint_engine, list[str]()
+
+    def tried(work: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **more: Any) -> Any:
+            try:
+                return work(*args, **more)
+            except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError for a full disk
+                free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+                failed.append(f"{one_line(error)} ({free / 1e6:,.1f} MB are free there)")
+
+        return guarded
+
+    names = ("save", "makedirs")
+    for name in names:
+        setattr(writer, name, tried(getattr(writer, name)))
+    try:
+        yield failed
+    finally:
+        for name in names:
+            delattr(writer, name)  # the class's own again
+
+
+def _agreed(why: str | None) -> str | None:
+    """What hinders any rank, the same on all: the lowest rank's word. None when nothing hinders anybody."""
+    import torch.distributed as dist
+
+    said: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, why)
+    return next((f"rank {rank}: {word}" for rank, word in enumerate(said) if word is not None), None)
+
+
+def save_here(
+    engine: Any,
+    folder: RunFolder,
+    attempt: int,
+    step: int,
+    spec: RunSpec,
+    *,
+    wait: bool,
+    patience_s: float = LAST_PATIENCE_S,
+) -> str | None:
+    """Write and commit a checkpoint in a run's own folder; called by all ranks together. None when it is committed, else why not.
+
+    A disk that is full, or away, costs this checkpoint and not the run: training goes on and the next one is tried when
+    it is due. With `wait` it is tried again for `patience_s`; after that NotWritten. Raises runlog.Superseded.
+    """
+    import torch.distributed as dist
+
+    began, tries = time.monotonic(), 0
+    while True:
+        why: str | None = None
+        try:
+            write_checkpoint(engine, folder, attempt, step)
+            if dist.get_rank() == 0:
+                try:
+                    commit_checkpoint(folder, attempt, step, spec)
+                except OSError as error:
+                    why = one_line(error)
+            if wait:
+                why = _agreed(why)
+        except NotWritten as error:
+            why = str(error)
+        if why is None or not wait:
+            return why
+        if _agreed("over" if time.monotonic() - began > patience_s else None):
+            raise NotWritten(f"step {step}: no checkpoint after {patience_s:.0f} s: {why}")
+        if tries == 0 and dist.get_rank() == 0:
+            print(f"losscast: step {step}: no checkpoint yet, and it is tried again: {why}", flush=True)
+        time.sleep(LAST_WAITS_S[min(tries, len(LAST_WAITS_S) - 1)])
+        tries += 1
 
 
 def commit_checkpoint(
@@ -68,6 +179,7 @@ def commit_checkpoint(
     step: int,
     spec: RunSpec,
     digests: dict[str, tuple[int, str]] | None = None,
+    retention: Retention | None = None,
 ) -> None:
     """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
 
@@ -81,7 +193,8 @@ def commit_checkpoint(
         digests=digests, expected=digests or (),
     )  # fmt: skip
     if folder.url is None:
-        checkpoints.retain(store, log, spec.checkpoints.keep, just_committed=entry)
+        with contextlib.suppress(OSError):  # committed it is; what stays longer goes after the next one
+            (retention or Retention(spec.to_dict(), folder.name)).after(store, log, entry)
 
 
 def shared_assignment(spec: RunSpec) -> Assignment:
