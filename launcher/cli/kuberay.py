@@ -141,7 +141,7 @@ def logs(spec: Any, args: argparse.Namespace) -> int:
 def kept_or(spec: Any, lines: Iterator[str]) -> Iterator[str]:
     """The lines; where no pod has any (any more), what was copied to the run's storage."""
     from launcher.errors import Failed
-    from launcher.kuberay.api import Away, Forbidden
+    from launcher.kuberay.refusals import Away, Forbidden
 
     try:
         first = next(lines, None)

@@ -258,7 +258,8 @@ def kubernetes(spec: RunSpec) -> list[Finding]:
     if spec.kubernetes is None:
         return []
     from launcher.errors import Failed
-    from launcher.kuberay.api import RAY_JOBS, Forbidden, NotThere, connect
+    from launcher.kuberay.api import RAY_JOBS, connect
+    from launcher.kuberay.refusals import Forbidden, NotThere
 
     space = spec.kubernetes.namespace
     try:

@@ -1,4 +1,4 @@
-"""The Kubernetes API as a run needs it: a handful of verbs on plain data, and errors that say what to do.
+"""The Kubernetes API as a run needs it: a handful of verbs on plain data. What it refuses: `launcher.kuberay.refusals`.
 
 The official client reads kubeconfigs (exec plugins, certificates, tokens that are renewed) and in-cluster credentials; the
 requests themselves are a few lines of urllib3, since its generated classes differ from one major version to the next, and
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from launcher.errors import Failed, WrongInput
+from launcher.errors import Failed
+from launcher.kuberay.refusals import Away, Changed, Expired, NotThere, asked, refusal
 
 CONNECT_S, READ_S = 5.0, 30.0
 WATCH_S = 240
@@ -26,34 +27,6 @@ WATCH_S = 240
 TRIES = 3
 BACKOFF_S = 1.0
 Object = dict[str, Any]
-
-
-class Away(Failed):
-    """The API server does not answer, or answers that it can't now. The outcome of a write is open."""
-
-
-class NotThere(Failed):
-    """404."""
-
-
-class Taken(Failed):
-    """409: the name is taken."""
-
-
-class Changed(Failed):
-    """409: somebody changed the object since it was read."""
-
-
-class Forbidden(Failed):
-    """401, 403: who we are may not."""
-
-
-class Expired(Failed):
-    """410: the resource version of a watch or a list is too old. Read again, and watch from there."""
-
-
-class RefusedObject(WrongInput):
-    """The object itself is refused: by the schema, or by an admission webhook."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +123,8 @@ class Api:
             except ValueError:
                 raise Away(f"{self.host}: a watch broke off in the middle of an answer") from None
             if event.get("type") == "ERROR":
-                self._raise(
+                raise refusal(
+                    self.host,
                     int(event.get("object", {}).get("code") or 500),
                     event.get("object") or {},
                     "watch " + place.plural,
@@ -194,7 +168,7 @@ class Api:
     def _json(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
-        what = _said(method, path, body)
+        what = asked(method, path, body)
         for attempt in range(1, TRIES + 1):
             try:
                 answer = self._request(method, path, query, body, READ_S)
@@ -213,7 +187,7 @@ class Api:
             if busy and method == "GET" and attempt < TRIES:
                 time.sleep(min(10.0, _seconds(answer.headers.get("Retry-After")) or BACKOFF_S * attempt))
                 continue
-            self._raise(answer.status, found if isinstance(found, dict) else {}, what)
+            raise refusal(self.host, answer.status, found if isinstance(found, dict) else {}, what)
         raise AssertionError("unreachable")
 
     def _lines(self, path: str, query: Mapping[str, str], read_s: float) -> Iterator[bytes]:
@@ -226,7 +200,7 @@ class Api:
                     said = json.loads(answer.data)
                 except ValueError:
                     said = {}
-                self._raise(answer.status, said, _said("GET", path))
+                raise refusal(self.host, answer.status, said, asked("GET", path))
             rest = b""
             for chunk in answer.stream(amt=None, decode_content=True):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -264,58 +238,6 @@ class Api:
             raise Away(
                 f"the API server {self.host} does not answer: {why}. Is the cluster up, and the VPN?"
             ) from error
-
-    def _raise(self, code: int, said: Object, what: str) -> None:
-        """The server's refusal as one of ours."""
-        message = " ".join(str(said.get("message") or f"HTTP {code}").split())[:1000]
-        reason, where = said.get("reason"), f"{self.host}: {what}: {message}"
-        if code == 401:
-            raise Forbidden(
-                f"{where}. The API server does not know you: log in again (az aks get-credentials, kubelogin)."
-            )
-        if "exceeded quota" in message:
-            raise Failed(
-                f"{where}. A ResourceQuota of the namespace is used up: wait, ask for less, or have it raised."
-            )
-        if "failed calling webhook" in message:
-            raise Away(f"{where}. The controller behind this webhook (Kueue or KubeRay) is not running.")
-        if code in (400, 403, 422) and "denied the request" in message:
-            raise RefusedObject(f"an admission webhook refuses it: {message}")
-        if code == 403 and "violates PodSecurity" in message:
-            raise RefusedObject(f"the namespace's PodSecurity refuses it: {message}")
-        if code == 403:
-            raise Forbidden(
-                f"{where}. Ask for the role losscast-submitter (k8s/base/training) in this namespace."
-            )
-        if code == 404 and "could not find the requested resource" in message:
-            raise NotThere(
-                f"{where}. This cluster does not know the kind: is the KubeRay (or Kueue) operator installed?"
-            )
-        if code == 404 and message.startswith("namespaces "):
-            raise NotThere(
-                f"{where}. Whoever runs the cluster makes it: kubectl apply -k k8s/overlays/dev (or azure)."
-            )
-        if code == 404:
-            raise NotThere(where)
-        if code == 409:
-            raise (Taken if reason == "AlreadyExists" else Changed)(where)
-        if code == 410:
-            raise Expired(where)
-        if code in (400, 422):
-            raise RefusedObject(f"the API server refuses it: {message}")
-        if code in (429, 500, 502, 503, 504):
-            raise Away(where)
-        raise Failed(where)
-
-
-def _said(method: str, path: str, body: Object | None = None) -> str:
-    """What is asked, for people: `create rayjobs gpt-7b in namespace training`."""
-    verbs = {"GET": "read", "POST": "create", "PUT": "change", "DELETE": "delete"}
-    namespace, _, rest = path.rpartition("/namespaces/")[2].partition("/")
-    name = ((body or {}).get("metadata") or {}).get("name") if method == "POST" else None
-    return " ".join(
-        [verbs[method], rest.replace("/", " "), *([str(name)] if name else []), "in namespace", namespace]
-    )
 
 
 def _seconds(text: str | None) -> float:

@@ -17,21 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import Failed, Held, WrongInput
-from launcher.kuberay.api import (
-    EVENTS,
-    PODS,
-    POLICIES,
-    RAY_JOBS,
-    WORKLOADS,
-    Api,
-    Away,
-    Expired,
-    Forbidden,
-    NotThere,
-    Taken,
-)
+from launcher.kuberay.api import EVENTS, PODS, POLICIES, RAY_JOBS, WORKLOADS, Api
 from launcher.kuberay.manifests import manifests
 from launcher.kuberay.pods import job_name
+from launcher.kuberay.refusals import Away, Expired, Forbidden, NotThere, Taken
 from launcher.kuberay.why import ENDED, Seen, Word, explain, phase, status_of
 from launcher.spec.model import RunSpec
 

@@ -10,7 +10,8 @@ import pytest
 from launcher.errors import Failed, Held, WrongInput
 from launcher.kuberay import api as kuberay_api
 from launcher.kuberay import client as kuberay_client
-from launcher.kuberay.api import RAY_JOBS, Api, Away, Forbidden, RefusedObject, connect
+from launcher.kuberay.api import RAY_JOBS, Api, connect
+from launcher.kuberay.refusals import Away, Forbidden, RefusedObject
 from launcher.spec.file import read_spec
 from launcher.spec.model import RunSpec
 from tests.launcher.kube_stub import TOKEN, Refusal, Stub
