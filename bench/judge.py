@@ -12,8 +12,8 @@ Protocol
   control     runs of one record share their data order: one is the run, the next the control.
   drift       from 20% of the run the loss rises linearly to 0.5% above its end, against a control or a prediction of the
               same recipe; the figure is the share of the final excess that had accrued at the call.
-  advice      validation curves in groups of one recipe; each run against the median of the others of its group and the
-              90% band that so few runs leave (Student's t). parameter_golf has three or four runs a recipe, too few for
+  advice      validation curves in groups of one recipe; each run against the mean of the others of its group and the
+              90% band that so few runs leave (Student's t), the target their median. parameter_golf has three or four runs a recipe, too few for
               a spread: theirs is that of the other recipes at the same share of the run. advice.KEEPS and core.NEWEST
               were set once for all groups of speedrun_val; nothing was set on parameter_golf.
   cost        processor time of the whole of observe().
@@ -37,7 +37,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from judge_advice import advice, drift_beside_control
+from judge_advice import advice, drift_beside_control, recipes
+from judge_drift import beside_controls, by_validations
 from judge_peers import rules
 
 from monitor.forecast.points import read_curves
@@ -294,7 +295,7 @@ def main() -> int:
     parser.add_argument("--surrogate-steps", type=int, default=1_000_000)
     parser.add_argument(
         "--only",
-        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, blowup, advice, cost",
+        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, drift bound, blowup, advice, cost",
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -327,6 +328,10 @@ def main() -> int:
         "control": lambda: with_control(read_samples(data / "perstep_seeds.csv")),
         "blowup": lambda: blow_up(data),
         "drift": lambda: drift_beside_control(read_samples(data / "perstep_seeds.csv")),
+        "drift bound": lambda: [
+            beside_controls(read_samples(data / "perstep_seeds.csv")),
+            by_validations(recipes(read_samples(data / "speedrun_val.csv"))),
+        ],
         "advice": lambda: advice(data),
         "cost": lambda: cost(single["23"]),
     }

@@ -91,7 +91,7 @@ def golf(runs: Runs) -> list[tuple[list[int], list[list[Sample]], list[list[floa
         for i in range(len(held)):
             band = []
             for j, step in enumerate(steps):
-                typical = median(relative(*other, step / steps[-1]) for other in rest)
+                typical = median(relative(other[0], other[1], step / steps[-1]) for other in rest)
                 k = len(held) - 1
                 band.append(typical * held[i][j].loss * math.sqrt(1.0 + 1.0 / k) * 1.25)
             bands.append(band)
