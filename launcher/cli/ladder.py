@@ -37,7 +37,11 @@ def register(commands: Any) -> None:
         default=0.01,
         help="with --plan: share of the target's compute (default %(default)s)",
     )
-    parser.add_argument("--law", metavar="LAW", help="with --plan: a law to assume, from earlier runs")
+    parser.add_argument(
+        "--law",
+        metavar="LAW",
+        help="with --plan: a law to assume: law.json of earlier runs, or a published one by name",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(func=run)
 
@@ -45,22 +49,23 @@ def register(commands: Any) -> None:
 def plan(args: argparse.Namespace) -> int:
     """Print the ladders worth making, the narrowest expected interval first."""
     from launcher.errors import WrongInput
-    from monitor.forecast.law import Law
     from monitor.forecast.plan_ladder import parse_target, plan_ladder
+    from monitor.forecast.presets import named
 
     if args.target is None:
         raise WrongInput(
             "--plan needs --target, as in: losscast ladder --plan --target params=7e9,tokens=1.4e11"
         )
     params, tokens = parse_target(args.target)
-    found = plan_ladder(params, tokens, args.budget, law=Law.read(args.law) if args.law else None)
+    found = plan_ladder(params, tokens, args.budget, law=named(args.law) if args.law else None)
     if args.json:
         print(json.dumps({"ladders": [f.to_dict() for f in found]}))
         return 0
     for ladder in found[:3]:
         print(
             f"{len(ladder.rungs)} runs, {100 * ladder.share:.2g}% of the target's compute: 90% interval about "
-            f"{100 * ladder.width:.1f}% wide, held the truth in {100 * ladder.hold:.0f}% of simulations"
+            f"{100 * ladder.width:.1f}% wide, off by {100 * ladder.error:.1f}%, held the truth in "
+            f"{round(ladder.hold * ladder.simulations)} of {ladder.simulations} simulations"
         )
         for rung in ladder.rungs:
             print(

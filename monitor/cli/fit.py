@@ -141,8 +141,12 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
 
         draw_law(law, args.plot)
         print(f"wrote {args.plot}", file=sys.stderr)
-    for entry in law.excluded:
+    for entry in law.excluded[:SHOWN]:
         print(f"left out {entry['run']}: {entry['reason']}", file=sys.stderr)
+    if len(law.excluded) > SHOWN:
+        print(f"... and {len(law.excluded) - SHOWN} more left out; --json lists them all", file=sys.stderr)
+    if law.conventions.get("tokens", "").startswith("optimizer steps"):
+        print(f"note: the law's tokens are {law.conventions['tokens']}", file=sys.stderr)
     if not law.identifiable:
         print(f"not identifiable: {law.why}", file=sys.stderr)
     if args.json:
@@ -152,13 +156,42 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         for name, value in law.parameters.items():
             error = law.standard_errors.get(name)
             known = error is not None and error > 1e-9 * abs(value)  # `x` and `top` are marks, not estimates
-            print(f"{name:>6} {value:<12.6g}" + (f" ({error:.2g})" if known else ""))
+            spread = f"({error:.2g})" if known else ""
+            print(f"{name:>6} {value:<12.6g} {spread:<10} {meaning(law, name)}".rstrip())
         count = (
             len(law.curve["anneal"]["runs"]) if law.form == "curve" and law.curve else len(law.runs["run"])
         )
         plural = "s" if count != 1 else ""
-        print(f"{count} run{plural}, rmse {law.fit['rmse']:.4g} nats, {law.fit['seconds'] * 1e3:.0f} ms")
+        what = " in -ln(pass rate)" if (law.task or {}).get("metric") == "pass_rate" else ""
+        print(f"{count} run{plural}, rmse {law.fit['rmse']:.4g}{what}, {law.fit['seconds'] * 1e3:.0f} ms")
     return 0
+
+
+SHOWN = 12
+"""Runs left out that are told one by one."""
+MEANINGS = {
+    "E": "irreducible loss",
+    "A": "of A / N^alpha, what size leaves",
+    "B": "of B / D^beta, what data leave",
+    "a": "of a / C^b, what compute leaves",
+    "b": "exponent of compute, C",
+    "ratio": "ln of the best tokens per parameter, at ln C = x",
+    "turn": "its change per e-fold of C",
+    "bend": "what leaving it costs: ln loss at e times the best is about half of this",
+    "fade": "change of ln bend per e-fold of C",
+    "skew": "how much more too many tokens cost than too few",
+    "l": "ln of the loss at ln C = x",
+    "c": "bend of the power law",
+    "late": "ln loss that small runs' handicaps still cost at the largest one",
+    "pace": "power of C with which those die out",
+    "x": "where the above are counted from, ln C",
+    "top": "ln C of the largest run",
+}
+
+
+def meaning(law: "Law", name: str) -> str:
+    """What a parameter of a law of finished runs is, in words; the curve law's are in the documentation."""
+    return "" if law.form == "curve" else MEANINGS.get(name, "")
 
 
 def answer(law: "Law") -> dict:

@@ -4,7 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monitor.forecast.law import Law
 
 read_run: Callable[[str], dict[str, Any]] | None = None
 """run.yaml -> params, tokens, batch_tokens and schedule, set by whoever knows run.yaml: the monitor does not."""
@@ -20,7 +23,7 @@ def register(sub: argparse._SubParsersAction) -> None:
     p.add_argument(
         "law",
         metavar="LAW",
-        help="law.json from `losscast fit`, or a published law by name: hoffmann, epoch, kaplan",
+        help="law.json from `losscast fit`, or a published law by name: hoffmann, hoffmann_tex, epoch, kaplan",
     )
     p.add_argument(
         "run_file", nargs="?", metavar="RUN", help="run.yaml to take params, tokens, batch and schedule from"
@@ -51,9 +54,8 @@ def register(sub: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict, write, print."""
     from monitor.errors import WrongInput
-    from monitor.forecast.law import Law
     from monitor.forecast.prediction import predict
-    from monitor.forecast.presets import PRESETS, preset
+    from monitor.forecast.presets import named
 
     target = {
         "params": args.params,
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             raise WrongInput(f"{args.run_file}: run files can't be read here; give --params and --tokens")
         told = read_run(args.run_file)
         target = {k: v if v is not None else told.get(k) for k, v in target.items()}
-    law = preset(args.law) if args.law in PRESETS else Law.read(args.law)
+    law = named(args.law)
     made = predict(
         law,
         params=target["params"],
@@ -80,10 +82,9 @@ def run(args: argparse.Namespace) -> int:
         made.write(args.out)
         print(f"wrote {args.out} ({made.digest[:15]}...)", file=sys.stderr)
     if not body["in_range"]:
-        print(
-            f"warning: {body['extrapolation']['flops_ratio']:.3g} times the compute of the largest fitted run, or outside their range",
-            file=sys.stderr,
-        )
+        print(f"warning: {outside(law, body)}", file=sys.stderr)
+    if law.conventions.get("tokens", "").startswith("optimizer steps"):
+        print(f"warning: the law's tokens are {law.conventions['tokens']}", file=sys.stderr)
     if isinstance(body["schedule"], dict) and not body["schedule"]["honoured"]:
         print(
             "warning: the law knows no learning rates, so --schedule changes nothing: fit it to curves with a column lr",
@@ -103,5 +104,23 @@ def run(args: argparse.Namespace) -> int:
             m = body["metric"]
             print(f"{m['name']} {m['p50']:.4f} ({m['p05']:.4f} to {m['p95']:.4f}, 90% of the time)")
             return 0
-        print(f"{final.p50:.4f} ({final.p05:.4f} to {final.p95:.4f}, 90% of the time)")
+        middle, low, high = (figure(v) for v in (final.p50, final.p05, final.p95))
+        print(f"{middle} ({low} to {high}, 90% of the time)")
     return 0
+
+
+def figure(loss: float) -> str:
+    """A loss as people read it: four decimals, or five digits where those say little."""
+    return f"{loss:.4f}" if 0.1 <= loss < 1e4 else f"{loss:.5g}"
+
+
+def outside(law: "Law", body: dict[str, Any]) -> str:
+    """In what a run lies outside the range of the runs that the law was fitted to."""
+    ratio, said = body["extrapolation"]["flops_ratio"], []
+    if ratio > 1:
+        said.append(f"{ratio:.3g} times the compute of the largest fitted run")
+    for key, (low, high) in law.range().items():
+        value = body.get(key)
+        if value is not None and not low <= value <= high:
+            said.append(f"{value:.3g} {key}, fitted runs have {low:.3g} to {high:.3g}")
+    return "; ".join(said) or "less compute than the smallest fitted run"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from monitor.errors import WrongInput
 from monitor.forecast import curve as curves_of
@@ -36,6 +37,8 @@ E_LOOSE, E_LOOSE_EASED = 0.7, 0.5
 """90% range of E over its middle from which on E counts as unknown; the priors of the eased forms alone leave 0.64."""
 HELD = 0.1
 """What small runs are held back by at the largest run, ln loss, from which on the law is called a guess."""
+RISING = 0.3
+"""Rank correlation of loss with compute from which on the columns are doubted."""
 FORMS = ("auto", "chinchilla", "frontier", "power", "curve")
 
 
@@ -60,6 +63,7 @@ def fit(
     """
     if form not in FORMS:
         raise WrongInput(f"--form {form}: there is no such form; choose from {', '.join(FORMS)}")
+    steps_serve = isinstance(points, Curves) and all(c.tokens is None for c in points.runs)
     if isinstance(points, Curves):
         curves = points
         points = ends(curves, include)
@@ -81,6 +85,10 @@ def fit(
         conventions.setdefault(
             "params", "not given: the runs count as of one size, and their tokens as their compute"
         )
+    if steps_serve:
+        conventions.setdefault(
+            "tokens", "optimizer steps, as the curves have no tokens: give --batch-tokens to count tokens"
+        )
     shape = _shape(points, curves) if curves is not None else None
     if form == "curve" and (shape is None or shape["anneal"] is None):
         raise WrongInput(
@@ -88,9 +96,10 @@ def fit(
         )
     if form == "chinchilla":
         return _plain(points, shape, conventions, seed)
+    doubt = _backwards(points)
     if sized and form == "auto":
         points = _of_one_size(points, include)
-    law = _mixed(points, form, shape, conventions, seed, sized, effort)
+    law = _mixed(points, form, shape, conventions, seed, sized, effort, doubt)
     return _as_curve_law(law) if form == "curve" else law
 
 
@@ -193,6 +202,7 @@ def _mixed(
     seed: int,
     sized: bool,
     effort: int,
+    doubt: str,
 ) -> Law:
     runs = Runs.of(points)
     sizes = sizes_near(runs) if sized and form == "auto" else SIZES
@@ -221,6 +231,7 @@ def _mixed(
         if sizes >= SIZES
         else f"the runs near the frontier are of {'one size' if sizes == 1 else 'two sizes'}",
         *_held_back(names, drawn, weights),
+        doubt,
     )
     return Law(
         form,
@@ -271,6 +282,18 @@ def _of_one_size(points: Points, include: Collection[str]) -> Points:
     )
 
 
+def _backwards(points: Points) -> str:
+    """Words on runs whose loss rises with their compute (rank correlation); empty where it falls, or for few runs."""
+    ranks = [rankdata(values) - (len(points) + 1) / 2 for values in (points.flops, points.loss)]
+    spread = float(np.prod([np.sum(r**2) for r in ranks])) ** 0.5
+    if len(points) < 5 or float(np.ptp(np.log(points.flops))) < 1 or spread == 0:
+        return ""
+    rising = float(ranks[0] @ ranks[1]) / spread
+    if not rising > RISING:
+        return ""
+    return f"the loss rises with compute (rank correlation {rising:+.1f}): are params, tokens and loss the right columns?"
+
+
 def _held_back(
     names: list[str], drawn: list[tuple[FloatArray, FloatArray]], weights: FloatArray
 ) -> list[str]:
@@ -303,9 +326,7 @@ def _unknown(count: int, decades: float, e_draws: FloatArray, loose: float, *mor
         reasons.append(f"the runs span {decades:.1f} decades of compute")
     low, middle, high = np.quantile(e_draws, [0.05, 0.5, 0.95])
     if not high - low < loose * middle:
-        reasons.append(
-            f"the irreducible loss E could be anything from {low:.2g} to {high:.2g} nats per token"
-        )
+        reasons.append(f"the irreducible loss E could be anything from {low:.2g} to {high:.2g}")
     return "; ".join([*reasons, *filter(None, more)])
 
 

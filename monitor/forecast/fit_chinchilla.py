@@ -155,7 +155,12 @@ def bootstrap_plain(
     seed: int = 0,
     delta: float = DELTA,
 ) -> FloatArray:
-    """(count, 5) refits to resampled runs, each started at `point` (5,) with the wide Huber loss first."""
+    """(count, 5) refits to resampled runs, each started at `point` (5,) with the wide Huber loss first.
+
+    The runs are put in order of size first, so that a shuffled file leads to the same resamples.
+    """
+    order = np.lexsort((loss, tokens, params))
+    params, tokens, loss = params[order], tokens[order], loss[order]
     features, ln_loss, centre = _centred(params, tokens, loss)
     rng = np.random.default_rng(seed)
     n = ln_loss.size

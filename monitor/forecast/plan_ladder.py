@@ -51,6 +51,8 @@ class Ladder:
     """Share of simulations whose interval held the truth."""
     share: float
     """Compute of all the rungs over the target's."""
+    simulations: int = 0
+    """How many times the ladder was made up."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -61,6 +63,7 @@ class Ladder:
             "expected_width": self.width,
             "expected_error": self.error,
             "holds": self.hold,
+            "simulations": self.simulations,
             "share_of_target": self.share,
         }
 
@@ -151,7 +154,7 @@ def judge_ladder(
         holds.append(q.p05 <= exact <= q.p95)
     share = sum(r.flops for r in rungs) / (6 * params * tokens)
     rms = float(np.sqrt(np.mean(np.square(errors))))
-    return Ladder(rungs, float(np.median(widths)), rms, float(np.mean(holds)), share)
+    return Ladder(rungs, float(np.median(widths)), rms, float(np.mean(holds)), share, simulations)
 
 
 def _truth(params: float, tokens: float, law: Law | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

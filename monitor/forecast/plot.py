@@ -49,7 +49,7 @@ def draw_law(law: Law, path: str | Path, beyond: float = 100.0) -> None:
     )
     top.set_yticks(ticks, [f"{t:g}" for t in ticks])
     top.minorticks_off()
-    top.set_ylabel("final loss")
+    top.set_ylabel("-ln(pass rate)" if (law.task or {}).get("metric") == "pass_rate" else "final loss")
     top.set_title(_title(law), fontsize=10, loc="left")
     top.legend(frameon=False, fontsize=8)
 

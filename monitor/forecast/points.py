@@ -32,7 +32,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "param_count",
         "model_params",
         "size",
+        "num_parameters",
+        "parameter_count",
         "non_embedding_params",
+        "params_no_embedding",
     ),
     "tokens": (
         "tokens",
@@ -42,15 +45,32 @@ NAMES: dict[str, tuple[str, ...]] = {
         "train_tokens",
         "training_tokens",
         "pretraining_data_size",
+        "total_tokens",
+        "tokens_seen",
+        "token_count",
+        "dataset_tokens",
     ),
     "loss": ("loss", "final_loss", "train_loss", "training_loss", "l", "loss_nats"),
     "flops": ("flops", "c", "compute", "flop", "training_flops", "training_flop"),
-    "step": ("step", "steps", "iteration", "iter", "global_step"),
+    "step": ("step", "steps", "iteration", "iter", "global_step", "trainer_global_step", "_step"),
     "lr": ("lr", "learning_rate"),
-    "val_loss": ("val_loss", "validation_loss", "eval_loss", "valid_loss"),
+    "val_loss": ("val_loss", "validation_loss", "eval_loss", "valid_loss", "final_val_loss"),
     "grad_norm": ("grad_norm", "gradient_norm"),
 }
 """Our name for a column, and what else it is called; the first that the file has is taken, exact spelling first."""
+FINAL_LOSS = (
+    *("loss", "final_loss", *NAMES["val_loss"]),
+    *(name for name in NAMES["loss"] if name not in ("loss", "final_loss")),
+    *("cross_entropy", "nll", "test_loss"),
+)
+"""What a finished run's loss is called; one of validation before one of training."""
+_ALMOST = {
+    "perplexity": "A perplexity's natural logarithm is a loss: write that into a column 'loss'.",
+    "ppl": "A perplexity's natural logarithm is a loss: write that into a column 'loss'.",
+    "bpb": "Bits per byte can be fitted as a loss: say --columns loss=bpb.",
+    "bits_per_byte": "Bits per byte can be fitted as a loss: say --columns loss=bits_per_byte.",
+}
+"""Columns that are no loss and yet hold one, and what to do with them."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +183,10 @@ def points_of(
     table = select(renamed(source, columns or {}), where or {})
     if table.find(NAMES["step"]) is not None:
         raise WrongInput(
-            f"{table.path}:1:1: has a column 'step', so it holds curves (a row a step), not points (a row a finished run)"
+            f"{table.path}:1:1: has a column {table.find(NAMES['step'])!r}, so it holds curves (a row a step), not points (a row a finished run)"
         )
-    own_loss = need(table, NAMES["loss"], "final loss, nats per token")
+    hints = [hint for name, hint in _ALMOST.items() if table.find([name])][:1]
+    own_loss = need(table, FINAL_LOSS, "final loss, nats per token", hints)
     names = {key: table.find(NAMES[key]) for key in ("run", "params", "tokens", "flops")}
     for key, what in (("params", "parameters"), ("tokens", "training tokens")):
         if names[key] is None and names["flops"] is None:
@@ -179,7 +200,8 @@ def points_of(
     tokens = (
         table.numbers(names["tokens"], low=0.0, may_lack=other) if names["tokens"] else np.full(count, np.nan)
     )
-    flops = 6.0 * params * tokens
+    with np.errstate(over="ignore", under="ignore"):
+        flops = 6.0 * params * tokens
     if names["flops"]:
         given = table.numbers(names["flops"], low=0.0, may_lack=True)
         flops = np.where(np.isfinite(given), given, flops)
@@ -193,9 +215,11 @@ def points_of(
     )  # fmt: skip
     good = np.isfinite(loss)
     lost = {int(i): f"line {table.lines[i]}: the loss is empty or not finite" for i in np.flatnonzero(~good)}
-    nowhere = good & ~np.isfinite(flops)
+    nowhere = good & ~(np.isfinite(flops) & (flops > 0))
     lost |= {
-        int(i): f"line {table.lines[i]}: no compute, and no params and tokens to work it out"
+        int(i): f"line {table.lines[i]}: params times tokens is no finite number"
+        if np.isfinite(params[i] + tokens[i])
+        else f"line {table.lines[i]}: no compute, and no params and tokens to work it out"
         for i in np.flatnonzero(nowhere)
     }
     return points.keep(good & ~nowhere, lost)

@@ -1,8 +1,11 @@
 """Published laws by name, with their conventions and standard errors, so that they can be predicted from and compared.
 
-    hoffmann   Hoffmann et al. 2022, arXiv:2203.15556, section 3.3: as printed, without standard errors
-    epoch      Besiroglu et al. 2024, arXiv:2404.10102: the same runs fitted again, with standard errors
-    kaplan     Kaplan et al. 2020, arXiv:2001.08361, eq. 1.3: the frontier of compute, C in PF-days there
+    hoffmann   Hoffmann et al. 2022, arXiv:2203.15556, eq. 10 (appendix D.3): as printed, without standard errors. Besiroglu
+               et al. found the exponents in its TeX source with more digits, 0.3392 and 0.2849, and the rounding to bias it
+    hoffmann_tex  the same with the digits of its TeX source, as Besiroglu et al. give them
+    epoch      Besiroglu et al. 2024, arXiv:2404.10102: the same runs read off a figure and fitted again, with standard errors
+    kaplan     Kaplan et al. 2020, arXiv:2001.08361, eq. 1.3: the frontier of compute, C in PF-days there, for runs at the best
+               size and at batches well below the critical one; the law of `C_min`, not that of `C` (exponent 0.057)
 
 All on their authors' own text and tokenizers: a loss predicted from one holds for no other text. Intervals
 come from the printed standard errors, taken as independent, which makes them too wide for the sum.
@@ -29,7 +32,20 @@ PRESETS: dict[str, dict[str, Any]] = {
             "loss": "nats per token",
             "data": "MassiveText",
             "tokenizer": "SentencePiece, 32k",
-            "source": "Hoffmann et al. 2022, arXiv:2203.15556",
+            "source": "Hoffmann et al. 2022, arXiv:2203.15556, eq. 10, as printed",
+        },
+    },
+    "hoffmann_tex": {
+        "form": "chinchilla",
+        "values": (1.6934, 406.4, 410.7, 0.3392, 0.2849),
+        "errors": None,
+        "range": {"params": (7e7, 1.6e10), "flops": (6e18, 3e21)},
+        "conventions": {
+            "params": "embeddings included",
+            "loss": "nats per token",
+            "data": "MassiveText",
+            "tokenizer": "SentencePiece, 32k",
+            "source": "Hoffmann et al. 2022, arXiv:2203.15556, digits of its TeX source from Besiroglu et al. 2024, arXiv:2404.10102",
         },
     },
     "epoch": {
@@ -55,10 +71,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "loss": "nats per token",
             "data": "WebText2",
             "tokenizer": "GPT-2 BPE, 50k",
-            "source": "Kaplan et al. 2020, arXiv:2001.08361",
+            "source": "Kaplan et al. 2020, arXiv:2001.08361, eq. 1.3",
         },
     },
 }
+
+
+def named(text: str) -> Law:
+    """A published law by its name, else the law in a file."""
+    return preset(text) if text in PRESETS else Law.read(text)
 
 
 def preset(name: str) -> Law:

@@ -22,12 +22,13 @@ FloatArray = NDArray[np.float64]
 
 _UNIT = re.compile(r"\s*[(\[]\s*([^)\]]+?)\s*[)\]]\s*$")
 _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
+_SCALES |= {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _NON_FINITE = {"": math.nan, "nan": math.nan, "na": math.nan, "null": math.nan, "none": math.nan}
 _SHOWN = 6  # problems told at once; the rest are counted
 
 
 def scale_of(name: str) -> tuple[str, float]:
-    """A column's plain name in lower case with `_` for blanks, and what its values are to be multiplied by.
+    """A column's plain name in lower case with `_` for blanks and slashes, and what its values are to be multiplied by.
 
     A bracket that is no unit stays in the name, so that two columns never become one by accident.
     """
@@ -35,6 +36,7 @@ def scale_of(name: str) -> tuple[str, float]:
     found = _UNIT.search(plain)
     if found:
         unit = found.group(1).lower()
+        unit = unit if unit in _SCALES else unit.removesuffix("s")
         if unit in _SCALES:
             scale, plain = _SCALES[unit], plain[: found.start()]
         else:
@@ -44,7 +46,7 @@ def scale_of(name: str) -> tuple[str, float]:
                 value = 0.0
             if value > 0 and math.isfinite(value):
                 scale, plain = value, plain[: found.start()]
-    return re.sub(r"[\s\-]+", "_", plain.strip().lower()), scale
+    return re.sub(r"[\s\-/]+", "_", plain.strip().lower()), scale
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,8 @@ def need(table: Table, names: Sequence[str], what: str, also: Iterable[str] = ()
     if own is None:
         has = ", ".join(list(table.columns)[:10])
         others = "".join(f" {text}" for text in also)
+        if all(_number(name)[1] is None for name in table.columns):
+            others += " Its first line holds numbers: is the header line missing?"
         raise WrongInput(
             f"{table.path}:1:1: no column {names[0]!r} ({what}); the file has {has}. Rename one, or say --columns {names[0]}=NAME.{others}"
         )

@@ -85,6 +85,26 @@ def test_the_order_of_runs_does_not_matter(order: list[int]) -> None:
         np.testing.assert_allclose(there, here, rtol=1e-2)
 
 
+def test_a_shuffled_file_leads_to_the_same_plain_law_and_interval() -> None:
+    points = made(24)
+    at = np.random.default_rng(3).permutation(24)
+    mixed = Points(
+        tuple(points.run[i] for i in at),
+        points.params[at],
+        points.tokens[at],
+        points.loss[at],
+        points.flops[at],
+    )
+    here, there = (fit(p, "chinchilla").predict(1e9, 2e10).to_dict() for p in (points, mixed))
+    assert there == pytest.approx(here, rel=1e-6)
+
+
+def test_runs_that_get_worse_with_compute_are_told_to_check_their_columns() -> None:
+    points = made(12)
+    law = fit(Points(points.run, points.params, points.tokens, np.sort(points.loss), points.flops), effort=20)
+    assert not law.identifiable and "right columns" in law.why
+
+
 def test_a_larger_run_from_the_same_law_falls_inside_its_interval() -> None:
     law = fit(made(24), effort=60)
     truth = 1.7 + 400 / 1e9**0.34 + 1500 / 2e10**0.36

@@ -32,6 +32,8 @@ def write(folder: Path, text: str | bytes, name: str = "points.csv") -> Path:
         "LOSS,D,Model,N\n4.0,2e7,a,1e6\n3.7,4e7,b,2e6\n",
         "run,Model Size (M),Tokens (M),loss\na,1,20,4.0\nb,2,40,3.7\n",
         "run,params,tokens,loss\na,1e6,2e7,4.0\n\nb,2e6,4e7,3.7\n\n",
+        "name,num_parameters,total_tokens,eval/loss\na,1e6,2e7,4.0\nb,2e6,4e7,3.7\n",
+        "Name,Params (millions),Tokens (Million),train/loss,val/loss\na,1,20,3.9,4.0\nb,2,40,3.6,3.7\n",
     ],
 )
 def test_the_same_runs_are_read_from_every_usual_spelling(tmp_path: Path, text: str) -> None:
@@ -51,6 +53,9 @@ def test_the_same_runs_are_read_from_every_usual_spelling(tmp_path: Path, text: 
         ("run,params,tokens,loss\n", ":2:1: no rows"),
         ("run,params,loss\na,1,2\n", "no column 'tokens'"),
         ("run,params,tokens\na,1,2\n", "no column 'loss'"),
+        ("run,params,tokens,ppl\na,1,2,9\n", "natural logarithm"),
+        ("run,params,tokens,bpb\na,1,2,1\n", "--columns loss=bpb"),
+        ("7,1e6,2e7,4.0\n8,2e6,4e7,3.7\n", "is the header line missing"),
         ("run,params,tokens,loss\na,1e6,2e7,-3\n", ":2:11 loss: '-3' is out of range"),
         ("run,params,tokens,loss\na,0,2e7,3\n", ":2:3 params: '0' is out of range"),
         ("run,params,tokens,loss\na,1e6,lots,3\n", ":2:7 tokens: 'lots' is no number"),
@@ -172,3 +177,11 @@ def test_a_unit_in_brackets_scales_and_other_brackets_stay(name: str, plain: str
 def test_an_extra_column_is_kept_as_it_stands(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, "run,params,tokens,loss,lr\na,1,2,3,0.1\n"))
     assert points_of(table).extra == {"lr": ["0.1"]}
+
+
+def test_sizes_beyond_numbers_are_left_out_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    points = read_points(write(tmp_path, GOOD + "c,1e200,1e200,3.0\nd,1e-200,1e-200,3.0\n"))
+    assert points.run == ("a", "b") and not recwarn.list
+    assert all("no finite number" in e.reason for e in points.excluded) and len(points.excluded) == 2

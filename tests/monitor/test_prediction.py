@@ -233,3 +233,23 @@ def test_a_trend_of_shapes_that_dies_out_beyond_the_ladder_stays_in_the_band() -
         at = x * made["step"][-1]
         low, high = (float(np.interp(at, made["step"], made[k])) for k in ("p05", "p95"))
         assert low < float(loss[-1]) * x**-0.05 < high, x
+
+
+def test_what_fit_and_predict_say_of_units_they_can_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        f"{n:g},{n:g},{step},{(1.5 + 300 / n**0.34 + 2 * (step + 1) ** -0.5) * 1e-4}"
+        for n in (1e6, 4e6, 1.6e7)
+        for step in range(0, 100, 5)
+    ]
+    path, out = tmp_path / "curves.csv", tmp_path / "law.json"
+    path.write_text("\n".join(["run,params,global_step,eval/loss", *rows]) + "\n")
+    assert run_command("fit", str(path), "-o", str(out)) == 0
+    told = capsys.readouterr()
+    assert "tokens are optimizer steps" in told.err and "nats" not in told.out
+    assert run_command("predict", str(out), "--params", "1e8", "--tokens", "95") == 0
+    told = capsys.readouterr()
+    assert "tokens are optimizer steps" in told.err
+    assert "1e+08 params, fitted runs have 1e+06 to 1.6e+07" in told.err
+    assert float(told.out.split()[0]) == pytest.approx(2.5e-4, rel=0.5)

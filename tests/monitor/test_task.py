@@ -91,6 +91,7 @@ def test_a_metric_that_is_not_there_is_wrong_input() -> None:
     ("name", "params", "tokens", "loss"),
     [
         ("hoffmann", 7e10, 1.4e12, 1.937),
+        ("hoffmann_tex", 7e10, 1.4e12, 1.6934 + 406.4 / 7e10**0.3392 + 410.7 / 1.4e12**0.2849),
         ("epoch", 7e10, 1.4e12, 1.972),
         ("kaplan", 1e9, 2e10, (3.1e8 * 8.64e19 / 1.2e20) ** 0.05),
     ],
