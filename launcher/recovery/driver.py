@@ -7,12 +7,14 @@ SIGUSR1 has the ranks commit a checkpoint at their next step and go on: what a p
 A Ray job's entrypoint may be started twice; the run's log lets only one of the two go on.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.data.tokens import cache_folder
@@ -20,14 +22,22 @@ from launcher.errors import Held, WrongInput
 from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal, to_universal
 from launcher.recovery.failures import RankFailed
 from launcher.recovery.goodput import Ledger
-from launcher.recovery.owning import Ownership, last_commit, oldest_commit, tell_lease_lost
+from launcher.recovery.owning import (
+    AlreadyOver,
+    Ownership,
+    last_commit,
+    oldest_commit,
+    tell_lease_lost,
+    wait_for_turn,
+)
 from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
 from launcher.spec.model import RunSpec
-from launcher.storage.output import job_output, note_failure
-from launcher.storage.remote import forget_stop, refresh
+from launcher.storage.output import job_log, job_output, note_failure
+from launcher.storage.remote import forget_stop, refresh, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, read_json
 from launcher.training.loop import Assignment, Outcome
+from launcher.training.saving import newest_verified, present
 
 T = TypeVar("T")
 
@@ -36,6 +46,9 @@ GROW_CHECK_S = 5.0
 STORAGE_WAITS_S = (1.0, 2.0, 5.0, 15.0)
 STORAGE_PATIENCE_S = float(os.environ.get("LOSSCAST_STORAGE_WAIT_S", "3600"))
 """How long the driver waits for storage that is gone before it gives up."""
+
+END_PATIENCE_S = 30.0
+"""How long a second start of the entrypoint waits for the first one's last word."""
 
 
 def say(message: str) -> None:
@@ -59,6 +72,12 @@ def patiently(work: Callable[[], T], what: str) -> T:
                 say(f"storage fails to {what}, and is tried again: {error}")
             time.sleep(STORAGE_WAITS_S[min(tries, len(STORAGE_WAITS_S) - 1)])
             tries += 1
+
+
+def must_be_there(folder: RunFolder) -> None:
+    """Raise FileNotFoundError where the run's folder is away: what an empty mount point says of a run is not true."""
+    if not present(folder):
+        raise FileNotFoundError(f"{folder.path} is not there: is its disk mounted?")
 
 
 class Driver:
@@ -108,8 +127,7 @@ class Driver:
 
     def _attempt(self) -> Outcome:
         """One attempt, from its place in the log to its end."""
-        from launcher.training.saving import newest_verified
-
+        patiently(lambda: must_be_there(self.folder), "take the run")
         self.attempt = patiently(self.owner.next_attempt, "take the run")
         resume = patiently(lambda: newest_verified(self.folder, say), "read checkpoints")
         step = resume.step if resume else 0
@@ -125,6 +143,7 @@ class Driver:
         if universal and path is not None:
             target = self.folder.attempt(self.attempt) / "universal"
             path = to_universal(path, target, say)
+            self._share(path)
         patiently(lambda: forget_stop(self.folder), "clear the wish to stop")
         on = f"{here.ranks} ranks" if here is self.spec else f"{here.ranks} of {self.spec.ranks} ranks"
         say(f"{self.spec.name}: attempt {self.attempt} on {on}, from step {step} of {self.spec.total_steps}")
@@ -149,6 +168,12 @@ class Driver:
             self.ledger.saw(self._reached(), now, self.group.seen.age_s)
             self.ledger.end(now)
             self.group.halt()
+
+    def _share(self, converted: Path) -> None:
+        """Put what this machine converted where the ranks of other hosts can bring it from."""
+        patiently(
+            lambda: within_reach(self.folder, converted, self.attempt), "share the converted checkpoint"
+        )
 
     def _reached(self) -> int:
         """The newest step that this attempt has made, as far as is known."""
@@ -254,14 +279,29 @@ class Driver:
         self.group.close()
 
 
-def drive(folder: RunFolder, submission: str) -> int:
-    """Run attempts until the run is finished. Returns the exit status."""
+def drive(folder: RunFolder, submission: str, join: Callable[[], object]) -> int:
+    """Run attempts until the run is finished. Returns the exit status.
+
+    join  joins the cluster; called once it is known that nobody else has the run
+    """
     patiently(lambda: refresh(folder), "bring the run's documents")
     spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
+    try:
+        patiently(lambda: wait_for_turn(folder, submission, say), "see who holds the run")
+    except AlreadyOver as over:
+        status = ended_with(folder, submission)
+        say(f"{spec.name}: {over} under this very submission, with status {status}: nothing is begun again")
+        return status
+    except Held as held:
+        tell_lease_lost(folder, spec, held)
+        raise
+    join()
     driver: Driver | None = None
     try:
         while True:
             owner = Ownership(folder, spec, submission, say)
+            if driver is not None:  # it was there before
+                patiently(lambda: must_be_there(folder), "take the run again")
             try:
                 patiently(owner.take, "take the run")
             except Held as held:
@@ -271,6 +311,12 @@ def drive(folder: RunFolder, submission: str) -> int:
                 driver = driver or Driver(folder, spec)
                 signal.signal(signal.SIGUSR1, lambda number, frame, ours=driver: ours.save())
                 return driver.run(owner)
+            except Held:
+                if present(folder):
+                    raise
+                say(
+                    f"{spec.name}: stopped: {folder.path} is not there"
+                )  # and so nobody's, which is no news of the run
             except LeaseGone as gone:
                 # somebody else has it, and then `take` says who; or storage was away for longer than the lease lasts
                 say(f"{spec.name}: {gone}: stopped, and nothing more was written")
@@ -279,6 +325,18 @@ def drive(folder: RunFolder, submission: str) -> int:
     finally:
         if driver is not None:
             driver.close()
+
+
+def ended_with(folder: RunFolder, submission: str) -> int:
+    """The status that another start of this submission's entrypoint ended with; waits a little for it to be written."""
+    path = job_log(folder, submission).with_suffix(".end.json")
+    until = time.monotonic() + END_PATIENCE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(status := (read_json(path) or {}).get("status"), int):
+                return status
+        time.sleep(0.5)
+    return 0
 
 
 def main(argv: list[str]) -> int:
@@ -293,8 +351,11 @@ def work(folder: RunFolder, submission: str) -> int:
     import ray
 
     try:
-        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
-        return drive(folder, submission)
+        return drive(
+            folder,
+            submission,
+            lambda: ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True),
+        )
     except WrongInput as error:
         say(str(error))
         return 2

@@ -13,10 +13,34 @@ from launcher.errors import Held
 from launcher.spec.model import RunSpec
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Holding
-from launcher.training.saving import run_log
+from launcher.training.saving import refuse_held, run_log
 
 TELL_S = 5.0
 """How long the end of a driver waits for what it has told to arrive."""
+
+
+class AlreadyOver(Exception):
+    """This very submission was worked on by another start of its entrypoint, which has come to its end."""
+
+
+def wait_for_turn(folder: RunFolder, submission: str, say: Callable[[str], None]) -> None:
+    """Return when nobody alive holds the run. An entrypoint that was started twice waits here for the first one to lapse.
+
+    Raises Held where the holder is of another submission, and AlreadyOver where one of this submission let go by itself
+    meanwhile: the run was finished, stopped or given up, and is not begun again. Needs no cluster.
+    """
+    log = run_log(folder)
+    standing, said = log.standing(), False
+    while standing.alive:
+        if standing.submission != submission:
+            refuse_held(folder)
+        elif not said:
+            say(f"{folder.name}: waiting for {standing.who()}, who has this submission, to end or to lapse")
+            said = True
+        time.sleep(1.0)
+        standing = log.standing()
+    if said and standing.released and standing.submission == submission:
+        raise AlreadyOver(f"attempt {standing.attempt.attempt if standing.attempt else 0} ended by itself")
 
 
 class Ownership:

@@ -151,7 +151,13 @@ class Run:
         return [p for p in warm if parent(p) in warm and local_ray.still_runs(p)]
 
     def actors(self) -> list[int]:
-        return sorted({parent(p) for p in self.warm()} - set(self.warm()))
+        """The actors whose ranks train; one that only stands by is not among them."""
+        return sorted({parent(parent(p)) for p in self.training()})
+
+    def standby(self) -> list[int]:
+        """Warm processes of actors that stand by."""
+        busy = set(self.training()) | {parent(p) for p in self.training()}
+        return sorted(set(self.warm()) - busy)
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         self.killed.append(pid)

@@ -2,22 +2,27 @@
 
 import itertools
 import random
+import threading
+import time
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.errors import Held
 from launcher.netif import interface_of
 from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal
 from launcher.recovery.failures import RankFailed, blame, seen_in
 from launcher.recovery.goodput import Ledger
 from launcher.recovery.hang import FLOOR_S, LONG_S, hung, suspects
+from launcher.recovery.owning import AlreadyOver, wait_for_turn
 from launcher.recovery.preempt import Watch, read_notices
 from launcher.recovery.rank import Pulse
 from launcher.recovery.restarts import Failure, Restarts
 from launcher.recovery.rollback import wanted
 from launcher.spec.model import Policy, RunSpec
+from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 from launcher.training.health import Stragglers
@@ -338,3 +343,34 @@ def test_commits_that_a_rollback_made_void_are_not_resumed_from(tmp_path: Path) 
 def test_the_loopback_has_an_interface() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.77") is None
+
+
+# an entrypoint that is started twice
+
+
+def test_a_second_start_of_an_entrypoint_waits_for_the_first_and_begins_nothing_again(tmp_path: Path) -> None:
+    folder = RunFolder.of(str(tmp_path), "twice")
+    holding = RunLog(FolderStore(folder.path), "twice").take("s-1")
+    said: list[str] = []
+    found: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            wait_for_turn(folder, "s-1", said.append)
+        except AlreadyOver as over:
+            found.append(over)
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    try:
+        while not said and waiting.is_alive():
+            time.sleep(0.01)
+        assert "attempt 1, submission s-1" in said[0] and not found
+        with pytest.raises(Held, match="is held by attempt 1, submission s-1"):
+            wait_for_turn(folder, "s-2", said.append)  # somebody else's is refused at once
+    finally:
+        holding.release()
+        waiting.join(120)
+    assert len(found) == 1
+    wait_for_turn(folder, "s-1", said.append)  # whoever comes after the end, or resumes, goes on
+    wait_for_turn(folder, "s-2", said.append)
