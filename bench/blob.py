@@ -1,6 +1,6 @@
 """Azure Blob through Azurite: our store beside the best plain use of the SDK, and what an upload costs a training step.
 
-    python bench/blob.py [--rounds 5] [--only files | steps] [--json]
+    python bench/blob.py [--rounds 5] [--only files | steps | here] [--json]
 
 Files: 500 x 100 KB and 8 x 64 MiB, up and down, by turns in one run: ours (each file's sha256 known at the end), the SDK
 alone (nothing hashed) as the fastest of a few ways to use it (threads over files, blocks in parallel inside a file), and the
@@ -11,6 +11,8 @@ says more, and is given beside them; the service's own are not in it.
 Steps: one CPU thread trains a small transformer; between, a checkpoint is uploaded by the process that carries a rank's
 shards in a real run, over https with workload identity, committed through the log. The figure is the median step
 while it uploads over the median step before and after. Azurite runs niced: it stands for a service elsewhere.
+
+Here: the same of a run in a folder, whose checkpoint a thread hashes and commits.
 
 Needs azurite-blob on the PATH; with less than three cores free the figures say more about the machine than about us.
 """
@@ -194,6 +196,48 @@ def steps(folder: Path, rounds: int) -> dict[str, Any]:
                 carrier.close()
 
 
+def here(folder: Path, rounds: int) -> dict[str, Any]:
+    """The step while a checkpoint that lies in a run's own folder is hashed and committed by the thread that does it in a
+    real run, over the step before and after. Writing the shards is not in it: that is on the step path."""
+    from launcher.storage.checkpoints import commit_checkpoint, prefix_of
+    from launcher.storage.runlog import RunLog
+    from launcher.storage.store import FolderStore
+    from launcher.training.underway import Committer
+
+    root = folder / "here"
+    shards = folder / "here-shards"
+    shards.mkdir()
+    for i in range(4):
+        (shards / f"shard-{i}").write_bytes(os.urandom(64 << 20))
+    step = trainer()
+    for _ in range(30):
+        step()
+    log = RunLog(FolderStore(root), "bench")
+    with log.take("bench") as holding:
+        attempt = holding.attempt
+
+        def commit(number: int) -> None:
+            commit_checkpoint(log.store, log, attempt=attempt, step=number, topology={"world": 1})
+
+        def place_of(run: Any, attempt: int, rank: int, number: int) -> Path:
+            return root / prefix_of(attempt, number)
+
+        committer = Committer(commit)
+
+        class Carries:
+            """A committer with the carrier's signature."""
+
+            busy = property(lambda self: committer.busy)
+
+            def carry(self, number: int, place: Path, patience_s: float) -> None:
+                committer.carry(number)
+
+            def outcome(self, number: int) -> str | None:
+                return committer.outcome(number)
+
+        return _measure(None, attempt, Carries(), shards, step, rounds, place_of)
+
+
 def _measure(
     run: Any, attempt: int, carrier: Any, shards: Path, step: Callable[[], None], rounds: int, staging: Any
 ) -> dict[str, Any]:
@@ -233,18 +277,20 @@ def _steps(step: Callable[[], None], go: Callable[[float], bool]) -> list[float]
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("files", "steps"))
+    parser.add_argument("--only", choices=("files", "steps", "here"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if shutil.which("azurite-blob") is None:
+    if args.only != "here" and shutil.which("azurite-blob") is None:
         print("no azurite-blob here: npm install -g azurite. Nothing was measured.", file=sys.stderr)
         return 0
     answer: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory() as folder:
-        if args.only != "steps":
+        if args.only in (None, "files"):
             answer["files"] = files(Path(folder), args.rounds)
-        if args.only != "files":
+        if args.only in (None, "steps"):
             answer["steps"] = steps(Path(folder), args.rounds)
+        if args.only in (None, "here"):
+            answer["here"] = here(Path(folder), args.rounds)
     if args.json:
         print(json.dumps(answer))
         return 0
@@ -256,11 +302,13 @@ def main() -> int:
             f"of the SDK's with sha256; CPU {row['ours_cpu_s']:.2f} s, SDK {row['sdk_cpu_s']:.2f} s, "
             f"with sha256 {row['sdk_hashed_cpu_s']:.2f} s"
         )
-    if "steps" in answer:
-        row = answer["steps"]
+    for what, doing in (("steps", "are uploaded"), ("here", "in a folder are committed")):
+        if what not in answer:
+            continue
+        row = answer[what]
         print(
-            f"step {row['step_s'] * 1e3:.1f} ms, while {row['uploaded']} upload {row['step_while_uploading_s'] * 1e3:.1f} ms: "
-            f"{row['ratio']:.3f} ({row['lowest']:.3f} to {row['highest']:.3f}, {row['uploads']} uploads)"
+            f"step {row['step_s'] * 1e3:.1f} ms, while {row['uploaded']} {doing} {row['step_while_uploading_s'] * 1e3:.1f} ms: "
+            f"{row['ratio']:.3f} ({row['lowest']:.3f} to {row['highest']:.3f}, {row['uploads']} times)"
         )
     return 0
 
