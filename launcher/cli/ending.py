@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from launcher.cli.finding import RUN_HELP
+from launcher.cli.finding import RUN_HELP, seconds
 
 PATIENCE_S = 900.0
 """How long `stop` waits for a step and a checkpoint before it says that it goes on alone."""
@@ -21,7 +21,11 @@ def register(commands: Any) -> None:
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--no-wait", action="store_true", help="ask, and return at once")
     stop.add_argument(
-        "--timeout", type=float, default=PATIENCE_S, metavar="S", help="seconds to wait (default %(default)g)"
+        "--timeout",
+        type=seconds,
+        default=PATIENCE_S,
+        metavar="S",
+        help="seconds to wait (default %(default)g)",
     )
     stop.add_argument("--now", action="store_true", help="end the job at once, without a checkpoint")
     stop.set_defaults(func=stop_run)
@@ -56,6 +60,7 @@ def stop_run(args: argparse.Namespace) -> int:
         return kuberay.stop(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
     from launcher.errors import Failed, WrongInput
+    from launcher.jobs.cluster import Unknown
     from launcher.jobs.standing import LIVE
     from launcher.jobs.submit import end_job, note_stopped, read_submission
     from launcher.storage.remote import ask_to_stop
@@ -76,7 +81,14 @@ def stop_run(args: argparse.Namespace) -> int:
             raise WrongInput(
                 f"{folder.name}: torchrun started it, so there is no job to end: leave out --now, or end its processes on their machine."
             )
-        end_job(job, reach(job.dashboard))
+        try:
+            end_job(job, reach(job.dashboard))
+        except Unknown:
+            print(f"{folder.name}: its cluster knows nothing of job {job.job} any more", file=sys.stderr)
+        except Failed as error:
+            raise Failed(
+                f"{error} Nothing was ended: what is there goes on, or begins, when it is back."
+            ) from error
         note_stopped(folder, job)
         print(
             f"{folder.name}: its job is ended" + ("" if args.now else "; it had not begun"), file=sys.stderr

@@ -3,6 +3,7 @@
 A run is named by its run.yaml, by its folder, or by its name: below ./runs, or wherever this machine last submitted it.
 """
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,17 @@ from typing import Any
 from launcher.errors import Failed, WrongInput
 
 RUN_HELP = "run.yaml, the run's folder or az:// address, or its name"
+
+
+def seconds(text: str) -> float:
+    """A span that a person gives as an option, for argparse: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give a number of seconds above 0")
+    return value
 
 
 def home() -> Path:

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from launcher.cli.finding import seconds
+
 
 def register(commands: Any) -> None:
     parser = commands.add_parser(
@@ -24,7 +26,7 @@ def register(commands: Any) -> None:
         "--keep", type=_count, metavar="K", help="newest commits to keep (default: what each run's spec says)"
     )
     parser.add_argument("--every-nth", type=_count, metavar="N", help="keep also those of every Nth step")
-    parser.add_argument("--every", type=float, metavar="S", help="go on, a round every S seconds")
+    parser.add_argument("--every", type=seconds, metavar="S", help="go on, a round every S seconds")
     parser.add_argument("--dry-run", action="store_true", help="delete nothing, print what would go")
     parser.add_argument("--json", action="store_true", help="print a JSON object a round")
     parser.set_defaults(func=run)

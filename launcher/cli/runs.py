@@ -9,9 +9,22 @@ from typing import Any
 
 from launcher.cli.finding import RUN_HELP
 
+STATUS = (
+    "Say in which phase a run is, its step and newest checkpoint, who holds it, and Ray's word for its job. The run's own "
+    "storage decides, so that this works when the cluster is gone."
+)
+WHY = (
+    "Say why a run is where it is. Pending: which resource is missing, how much of it, and who holds it. Failed: the first "
+    "error of the first rank that failed, with its log lines. Vanished: who held it. And what to do."
+)
+LS = (
+    "List the runs of a folder of runs, a line each; exit 1 where one can't be read. With --textfile, write the launcher's "
+    "metrics of them instead."
+)
+
 
 def register(commands: Any) -> None:
-    ls = commands.add_parser("ls", help="runs in a folder of runs, and where each stands")
+    ls = commands.add_parser("ls", help="runs in a folder of runs, and where each stands", description=LS)
     ls.add_argument(
         "folder", nargs="?", default="runs", help="a spec's checkpoints.url (default %(default)s)"
     )
@@ -22,15 +35,20 @@ def register(commands: Any) -> None:
         help="write the launcher's metrics of these runs for Prometheus' textfile collector, and print nothing",
     )
     ls.set_defaults(func=list_runs)
-    for name, func, words in (
-        ("status", status_of, "where one run stands"),
-        ("why", why, "why a run is pending, failed, or gone"),
+    for name, func, words, more in (
+        ("status", status_of, "where one run stands", STATUS),
+        ("why", why, "why a run is pending, failed, or gone", WHY),
     ):
-        parser = commands.add_parser(name, help=words)
+        parser = commands.add_parser(name, help=words, description=more)
         parser.add_argument("run", metavar="RUN", help=RUN_HELP)
         parser.add_argument("--json", action="store_true", help="print it as JSON")
         parser.set_defaults(func=func)
-    ray = commands.add_parser("ray", help="the local Ray that `cluster: {to: local}` uses")
+    ray = commands.add_parser(
+        "ray",
+        help="the local Ray that `cluster: {to: local}` uses",
+        description="Put the local Ray up, take it down, or print its dashboard's address. `submit` starts it by itself; jobs "
+        "on it end with it. Exit 1 for a status where none runs.",
+    )
     ray.add_argument("action", choices=("up", "down", "status"))
     ray.set_defaults(func=local)
 
@@ -90,12 +108,13 @@ def status_of(args: argparse.Namespace) -> int:
         return kuberay.status(spec, args)
     from launcher.cli.finding import folder_of, standing_of
     from launcher.errors import Failed
+    from launcher.jobs.cluster import Unknown
     from launcher.jobs.standing import answer, line
 
     facts, word, job = standing_of(folder_of(args.run))
     said = answer(facts, word)
     said["job_state"] = getattr(job, "status", None)
-    if isinstance(job, Failed):
+    if isinstance(job, Failed) and not isinstance(job, Unknown):
         print(f"warning: {job}", file=sys.stderr)
     if args.json:
         print(json.dumps(said))
@@ -103,7 +122,7 @@ def status_of(args: argparse.Namespace) -> int:
     print(line(said, facts.now))
     if said["holder"]:
         print(f"held by {said['holder']}")
-    if said["job"] and job is not None:
+    if said["job"] and (said["job_state"] or isinstance(job, Unknown)):
         print(f"job {said['job']}: {said['job_state'] or 'unknown to the cluster'}")
     if word not in ("running", "finished"):
         print(f"next: losscast why {args.run}", file=sys.stderr)
@@ -119,7 +138,7 @@ def why(args: argparse.Namespace) -> int:
         return kuberay.why(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
     from launcher.errors import Failed
-    from launcher.jobs.cluster import Cluster
+    from launcher.jobs.cluster import Cluster, Unknown
     from launcher.jobs.standing import LIVE, line
     from launcher.jobs.standing import answer as plainly
     from launcher.jobs.submit import ENDED
@@ -145,7 +164,13 @@ def why(args: argparse.Namespace) -> int:
     elif word == "pending":
         submission = facts.submission or {}
         try:
-            if state == "PENDING":
+            if isinstance(job, Unknown):
+                reason = Reason(
+                    f"its cluster knows nothing of job {submission.get('job')}: it may have been restarted since",
+                    (f"Ray: {job}",),
+                    (f"losscast resume {name}   hands it in again",),
+                )
+            elif state == "PENDING":
                 reason = Reason(f"Ray has not started its job: {job.message}")
             else:
                 picture = Cluster(submission["dashboard"], reach(submission["dashboard"])).picture()
@@ -156,7 +181,10 @@ def why(args: argparse.Namespace) -> int:
             from launcher.storage.output import job_log
 
             said = tail(facts.folder, job_log(facts.folder, str(submission.get("job"))), 5)
-            reason = Reason(f"its cluster can't be asked: {error}", tuple(f"| {t}" for t in said))
+            advice = (
+                f"losscast why {name}   again, when it answers; `losscast resume {name}` if it is gone for good",
+            )
+            reason = Reason(f"its cluster can't be asked: {error}", tuple(f"| {t}" for t in said), advice)
     elif word == "failed":
         reason = failed(facts, vars(job) if state else None)
     elif word == "vanished":

@@ -7,12 +7,13 @@ The token goes along as a header; what is sent where is `address` and `environme
 RAY_* settings, so that one process can look at two clusters.
 """
 
+import contextlib
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ class Cluster:
         return self._ask("GET", path, None, timeout_s)
 
     def version(self, timeout_s: float = TIMEOUT_S) -> str:
-        return str(self.get("/api/version", timeout_s)["ray_version"])
+        with self._understood():
+            return str(self.get("/api/version", timeout_s)["ray_version"])
 
     def submit(self, job: Mapping[str, Any]) -> None:
         """Hand a job in: the arguments of Ray's `submit_job`."""
@@ -107,7 +109,8 @@ class Cluster:
         deadline = time.monotonic() + AGENT_WAIT_S
         while True:
             try:
-                self._ask("POST", "/api/jobs/", dict(job), 60.0)
+                with self._understood():
+                    str(self._ask("POST", "/api/jobs/", dict(job), 60.0)["submission_id"])
                 return None
             except (
                 Failed
@@ -118,14 +121,17 @@ class Cluster:
 
     def job(self, submission: str) -> Job:
         """Raises Unknown where the cluster has never heard of it."""
-        return _job(self.get(f"/api/jobs/{submission}"))
+        with self._understood():
+            return _job(self.get(f"/api/jobs/{submission}"))
 
     def jobs(self, timeout_s: float = TIMEOUT_S) -> tuple[Job, ...]:
-        return tuple(_job(j) for j in self.get("/api/jobs/", timeout_s))
+        with self._understood():
+            return tuple(_job(j) for j in self.get("/api/jobs/", timeout_s))
 
     def log(self, submission: str) -> str:
         """Everything the job has printed that the cluster still has."""
-        return str(self.get(f"/api/jobs/{submission}/logs", 60.0)["logs"])
+        with self._understood():
+            return str(self.get(f"/api/jobs/{submission}/logs", 60.0)["logs"])
 
     def stop(self, submission: str) -> None:
         """End the job's processes: TERM, then KILL."""
@@ -133,23 +139,36 @@ class Cluster:
 
     def picture(self) -> Picture:
         """Nodes, jobs, and what waits for a place."""
-        jobs = self.jobs()
-        status = self.get("/api/cluster_status")["data"]
-        groups = self.get(f"/api/v0/placement_groups?detail=true&limit={STATE_LIMIT}")["data"]["result"][
-            "result"
-        ]
-        nodes = self.get(f"/api/v0/nodes?detail=true&limit={STATE_LIMIT}")["data"]["result"]["result"]
-        return picture_of(jobs, status, groups, nodes)
+        with self._understood():
+            jobs = self.jobs()
+            status = self.get("/api/cluster_status")["data"]
+            groups = self.get(f"/api/v0/placement_groups?detail=true&limit={STATE_LIMIT}")["data"]["result"][
+                "result"
+            ]
+            nodes = self.get(f"/api/v0/nodes?detail=true&limit={STATE_LIMIT}")["data"]["result"]["result"]
+            return picture_of(jobs, status, groups, nodes)
 
     def resources(self) -> dict[str, float]:
         """Resources of all living nodes together."""
-        nodes = self.get(f"/api/v0/nodes?detail=true&limit={STATE_LIMIT}")["data"]["result"]["result"]
-        total: dict[str, float] = {}
-        for node in nodes:
-            if node.get("state") == "ALIVE":
-                for key, amount in (node.get("resources_total") or {}).items():
-                    total[key] = total.get(key, 0.0) + float(amount)
-        return total
+        with self._understood():
+            nodes = self.get(f"/api/v0/nodes?detail=true&limit={STATE_LIMIT}")["data"]["result"]["result"]
+            total: dict[str, float] = {}
+            for node in nodes:
+                if node.get("state") == "ALIVE":
+                    for key, amount in (node.get("resources_total") or {}).items():
+                        total[key] = total.get(key, 0.0) + float(amount)
+            return total
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """An answer of another shape is no traceback: something else listens there, or a Ray of another time."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Failed(
+                f"{self.address} answers, and not as a Ray dashboard does ({type(error).__name__}: {one_line(error)}). "
+                "Is this its address, and its Ray 2.52 or newer?"
+            ) from error
 
     def _ask(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
         request = urllib.request.Request(
@@ -307,7 +326,7 @@ def _job(said: Mapping[str, Any]) -> Job:
     return Job(
         submission=str(said.get("submission_id")),
         job_id=str(said.get("job_id")),
-        status=str(said.get("status")),
+        status=str(said["status"]),
         message=str(said.get("message") or ""),
         run=(said.get("metadata") or {}).get("losscast_run"),
         started=None if said.get("start_time") is None else said["start_time"] / 1000,

@@ -49,7 +49,7 @@ def test_a_head_whose_agent_is_not_up_yet_gets_the_job_a_moment_later(
     url, answers, posted = dashboard
     answers[:] = [
         (500, "Traceback ... No available agent to submit job, please try again later."),
-        (200, "{}"),
+        (200, '{"job_id": "a-1", "submission_id": "a-1"}'),
     ]
     Cluster(url, {}).submit(JOB)
     assert posted == [JOB, JOB]
