@@ -129,7 +129,7 @@ class Driver:
         """One attempt, from its place in the log to its end."""
         patiently(lambda: must_be_there(self.folder), "take the run")
         self.attempt = patiently(self.owner.next_attempt, "take the run")
-        resume = patiently(lambda: newest_verified(self.folder, say), "read checkpoints")
+        resume = patiently(lambda: newest_verified(self.folder, say, self._unfit), "read checkpoints")
         step = resume.step if resume else 0
         lost = self.ledger.settle(step, time.monotonic())
         if lost:
@@ -168,6 +168,10 @@ class Driver:
             self.ledger.saw(self._reached(), now, self.group.seen.age_s)
             self.ledger.end(now)
             self.group.halt()
+
+    def _unfit(self, step: int) -> None:
+        """A committed checkpoint is not what was committed: somebody has to know, though the run goes on from an older one."""
+        self.owner.tell("checkpoint", self.attempt, step=step, ok=False)
 
     def _share(self, converted: Path) -> None:
         """Put what this machine converted where the ranks of other hosts can bring it from."""

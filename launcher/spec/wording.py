@@ -91,6 +91,17 @@ MEANT: dict[str, str] = {
 }
 """Other tools' words for our keys."""
 
+FIRST: dict[str, str] = {
+    "data": "path",
+    "train.schedule": "kind",
+    "eval": "every_steps",
+    "parallel": "dp",
+    "cluster": "to",
+    "checkpoints": "url",
+    "monitor": "url",
+}
+"""The key that a value is probably for which was written in place of a whole section."""
+
 
 def word(error: ValidationError, data: Any) -> list[Complaint]:
     """Every problem of a failed validation, one complaint a key; a key that is only misspelt is not missing as well."""
@@ -101,7 +112,12 @@ def word(error: ValidationError, data: Any) -> list[Complaint]:
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Impossible):
             for problem in cause.problems:
-                complaints += [Complaint.of(key, problem.message) for key in problem.keys]
+                # a layout's sizes that nobody wrote are 1, and nothing to mend; what is missing elsewhere is
+                ones = {
+                    key for key in problem.keys if key.startswith("parallel.") and not _written(key, data)
+                }
+                keys = [key for key in problem.keys if key not in ones] or problem.keys
+                complaints += [Complaint.of(key, problem.message) for key in keys]
             continue
         loc = _clean(item["loc"], data)
         complaint = _one(item, loc, data)
@@ -115,11 +131,31 @@ def word(error: ValidationError, data: Any) -> list[Complaint]:
     return list(dict.fromkeys(complaints))
 
 
+def _written(key: str, data: Any) -> bool:
+    """True for a key that stands in the file; others have their default."""
+    for part in key.split("."):
+        if not isinstance(data, dict) or part not in data:
+            return False
+        data = data[part]
+    return True
+
+
+def _meant(loc: Loc) -> str | None:
+    """The word of `MEANT` that a key is, however it joins its words."""
+    key = _plain(str(loc[-1]))
+    found = key if key in MEANT else next((k for k in MEANT if _joined(k) == _joined(key)), None)
+    return found if found is not None and ".".join(map(str, loc)) != MEANT[found] else None
+
+
+def _joined(key: str) -> str:
+    return key.replace("_", "")
+
+
 def _right_key(loc: Loc, data: Any) -> str | None:
     """The path that an unknown key most likely stands for."""
     key, section = str(loc[-1]), loc[:-1]
-    if key in MEANT and ".".join(map(str, loc)) != MEANT[key]:
-        return MEANT[key]
+    if (found := _meant(loc)) is not None:
+        return MEANT[found]
     model = model_at(section, data)
     close = difflib.get_close_matches(_plain(key), list(model.model_fields) if model else [], 1, 0.6)
     return ".".join([*map(str, section), close[0]]) if close else None
@@ -187,9 +223,11 @@ def _one(item: Any, loc: Loc, data: Any) -> Complaint:
         what = "has no value" + (f", such as `{EXAMPLES[path]}`" if path in EXAMPLES else "")
         return Complaint(loc, f"{what}. Write one, or remove the key.")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
+        simple = path in FIRST and value is not True and re.fullmatch(r"[\w./:@-]{1,60}", str(value), re.A)
+        instead = f" Write {loc[-1]}: {{{FIRST[path]}: {value}}}." if simple else ""
         return Complaint(
             loc,
-            f"needs keys of its own, such as {_some_keys(loc, data)}; got {_shown(value)}.",
+            f"needs keys of its own, such as {_some_keys(loc, data)}; got {_shown(value)}.{instead}",
         )
     return Complaint(loc, _value_error(kind, value, ctx, path, item["msg"]))
 
@@ -212,6 +250,7 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
         choices = re.findall(r"'([^']*)'|(\d+)", ctx["expected"])
         names = [a or b for a, b in choices]
         close = difflib.get_close_matches(str(value).lower(), names, 1, 0.5)
+        close = close or [n for n in names if n.isdigit() and str(value).strip().endswith(n)][:1]
         meant = f" Did you mean {close[0]}?" if close else ""
         return f"need {', '.join(names[:-1])} or {names[-1]}; got {_shown(value)}.{meant}"
     if kind == "bool_type":
@@ -277,8 +316,8 @@ def _unknown(loc: Loc, data: Any) -> str:
     model = model_at(section, data)
     names = list(model.model_fields) if model else []
     where = f" in {'.'.join(map(str, section))}" if section else ""
-    if key in MEANT and ".".join(map(str, loc)) != MEANT[key]:
-        return f"is not a key{where}. losscast's is {MEANT[key]}{_unit_note(key)}."
+    if (found := _meant(loc)) is not None:
+        return f"is not a key{where}. losscast's is {MEANT[found]}{_unit_note(found)}."
     close = difflib.get_close_matches(_plain(key), names, 1, 0.6)
     if close:
         return f"is not a key{where}. Did you mean {close[0]}?"

@@ -269,9 +269,11 @@ def newest_verified(
     say: Callable[[str], None] = lambda message: None,
     into: Path | None = None,
     progress: Progress = quiet,
+    unfit: Callable[[int], None] = lambda step: None,
 ) -> Checkpoint | None:
     """The newest committed checkpoint that verifies; None when there is none. Says what was skipped, and why.
 
+    unfit  told the step of each one that was skipped
     into  bring its files there, for a loader to open (`bring`); without it they are read where they are
     """
     for entry in log.commits():
@@ -285,6 +287,7 @@ def newest_verified(
         say(
             f"checkpoint of step {entry.fields.get('step')}, attempt {entry.attempt}, is skipped: {wrong[0]}{more}"
         )
+        unfit(int(entry.fields.get("step") or 0))
     return None
 
 

@@ -62,10 +62,15 @@ def refuse_held(folder: RunFolder) -> None:
         )
 
 
-def newest_verified(folder: RunFolder, say: Callable[[str], None]) -> Resume | None:
-    """The newest committed checkpoint that verifies, saying why newer ones are skipped. None: start from the seed."""
+def newest_verified(
+    folder: RunFolder, say: Callable[[str], None], unfit: Callable[[int], None] = lambda step: None
+) -> Resume | None:
+    """The newest committed checkpoint that verifies, saying why newer ones are skipped. None: start from the seed.
+
+    unfit  told the step of each one that is skipped
+    """
     into = None if folder.url is None else folder.path
-    found = checkpoints.newest_verified(store_of(folder), run_log(folder), say, into)
+    found = checkpoints.newest_verified(store_of(folder), run_log(folder), say, into, unfit=unfit)
     return None if found is None else Resume(found.step, folder.path / found.key.rstrip("/"), found.topology)
 
 

@@ -220,6 +220,9 @@ def test_a_forged_manifest_beside_an_honest_log_is_found(tmp_path: Path) -> None
     path.write_text(json.dumps(body, indent=1, sort_keys=True))
     said: list[str] = []
     assert loaded(store, log, said) == 20 and "not the manifest that was committed" in said[0]
+    unfit: list[int] = []
+    assert newest_verified(store, log, unfit=unfit.append) is not None
+    assert unfit == [30]
 
 
 def test_a_commit_copied_from_another_run_is_not_this_runs(tmp_path: Path) -> None:
