@@ -376,7 +376,6 @@ def prepare_corpus(
 ) -> dict[str, Any]:
     """Make a corpus from files at `out`, a new folder or az://...; returns its meta.json. What `losscast data prepare` does."""
     from infra.objects import Exists, Store
-
     from launcher.storage.store import open_store
 
     tokens = open_tokenizer(tokenizer, end_of_text)

@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.objects import Exists, Missing, Store
-
 from launcher.errors import Failed, Held
 
 TERM_S = 30.0
