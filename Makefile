@@ -25,7 +25,7 @@ faults: .venv/.dev
 	LOSSCAST_FAULTS=long $(BIN)/python -m pytest tests/faults
 
 lint: .venv/.dev
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
