@@ -38,8 +38,7 @@ def plan(args: argparse.Namespace) -> int:
     from launcher.spec.file import read_document, spec_in
 
     document = read_document(args.run)
-    if args.to and isinstance(document.data, dict):
-        document.data = {**document.data, "cluster": {**(document.data.get("cluster") or {}), "to": args.to}}
+    moved_to(document, args.to)
     spec = spec_in(document)
     if args.output == "yaml":
         return manifests(spec)
@@ -62,6 +61,14 @@ def plan(args: argparse.Namespace) -> int:
         for warning in answer["warnings"]:
             print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
     return 0
+
+
+def moved_to(document: Any, to: str | None) -> None:
+    """Have a spec's document name another place; None leaves it the one it has."""
+    if to and isinstance(document.data, dict):
+        cluster = document.data.get("cluster") or {}
+        if isinstance(cluster, dict):  # anything else is the spec's own mistake, to be told
+            document.data = {**document.data, "cluster": {**cluster, "to": to}}
 
 
 def manifests(spec: Any) -> int:

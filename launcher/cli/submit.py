@@ -19,6 +19,10 @@ def register(commands: Any) -> None:
         "nothing. Exit 75 when somebody else holds the run.",
     )
     parser.add_argument("run", metavar="RUN", help="run.yaml")
+    parser.add_argument(
+        "--to", metavar="WHERE", help="another place than the spec's: local, an address, kuberay"
+    )
+    parser.add_argument("--law", metavar="LAW", help="law.json to predict from; default the spec's own")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, and stop there")
     options(parser)
     parser.set_defaults(func=run)
@@ -75,12 +79,14 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
 
 def run(args: argparse.Namespace) -> int:
     """Show, ask, submit, and with --follow stay until the end."""
-    from launcher.cli.plan import check_law
+    from launcher.cli.plan import check_law, moved_to
     from launcher.spec.file import read_document, spec_in
 
     document = read_document(args.run)
+    moved_to(document, args.to)
     spec = spec_in(document)
     law = None if spec.law is None else Path(args.run).resolve().parent / spec.law
+    law = Path(args.law) if args.law else law
     if law is not None:
         for doubt in check_law(document, spec, str(law)):
             print(f"warning: {', '.join(doubt['keys'])}: {doubt['message']}", file=sys.stderr)

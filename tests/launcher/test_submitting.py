@@ -138,3 +138,11 @@ def test_dry_run_shows_the_plan_and_touches_nothing(
 ) -> None:
     assert main(["submit", spec_file(tmp_path), "--dry-run"]) == 0
     assert "20 steps" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_another_place_is_asked_instead_of_the_specs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", spec_file(tmp_path), "--to", "http://127.0.0.1:8", "--yes"]) == 1
+    said = capsys.readouterr().err
+    assert "127.0.0.1:8" in said and NOWHERE not in said
