@@ -133,7 +133,7 @@ def refused(spec: RunSpec) -> list[Problem]:
         found.append(
             Problem(
                 ("policy.on_divergence", "workload.entrypoint"),
-                "a script keeps its own checkpoints, and losscast has none to roll it back to; submit will refuse. "
+                "a script picks its own batches, so losscast can leave none out; submit will refuse. "
                 "Set on_divergence to recommend, or give a function that saves through its `run`.",
             )
         )
