@@ -36,7 +36,7 @@ from launcher.spec.model import RunSpec
 from launcher.storage.output import job_log, job_output, note_failure
 from launcher.storage.remote import forget_stop, refresh, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, read_json
-from launcher.training.loop import Assignment, Outcome
+from launcher.training.assignment import Assignment, Outcome
 from launcher.training.saving import newest_verified, present
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from launcher.recovery.failures import RankFailed, blame, seen_in
 from launcher.recovery.hang import hung, suspects
 from launcher.recovery.places import Places, Slot, alive_nodes, home_of
 from launcher.spec.model import RunSpec
-from launcher.training.loop import Assignment, Outcome
+from launcher.training.assignment import Assignment, Outcome
 
 POLL_S = 0.5
 """Between two looks at the ranks' pulses."""

@@ -19,7 +19,7 @@ from launcher.storage.remote import forget_stop, publish, store_of
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Holding, RunLog
-from launcher.training.loop import Assignment
+from launcher.training.assignment import Assignment
 
 LAST_PATIENCE_S = 600.0
 """How long a save that must be (the last of a run, or before a host goes) is tried again on a disk that refuses."""

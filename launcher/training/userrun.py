@@ -65,7 +65,7 @@ class Run:
 
     def begin(self, resume_step: int) -> None:
         """Training goes on after this step: the monitor is told."""
-        from launcher.training.loop import open_reporter
+        from launcher.training.assignment import open_reporter
 
         if self.rank == 0 and self._reporter is None:
             here = replace(self._assignment, resume_step=resume_step)
@@ -215,7 +215,7 @@ def train_user(
 ) -> Any:
     """Run the user's entrypoint on this rank; as `launcher.training.loop.train`. The process group has been joined."""
     from launcher.storage.remote import publish
-    from launcher.training.loop import Outcome, result_row
+    from launcher.training.assignment import Outcome, result_row
     from launcher.training.script import Stopped
 
     run = Run(assignment, stop, save, beat)
