@@ -159,8 +159,8 @@ def trainer() -> Callable[[], None]:
 
 
 def steps(folder: Path, rounds: int) -> dict[str, Any]:
-    from launcher.spec.file import read_spec
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.file import read_spec
+    from launcher.runspec.model import RunSpec
     from launcher.storage.runfolder import RunFolder
     from launcher.training.upload import Carrier, staging
 

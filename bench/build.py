@@ -20,8 +20,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from launcher.spec.accounting import parameter_count
-from launcher.spec.model import RunSpec
+from launcher.runspec.accounting import parameter_count
+from launcher.runspec.model import RunSpec
 
 
 def spec_of(args: argparse.Namespace, layers: int, width: int) -> RunSpec:

@@ -4,7 +4,7 @@
 
 Reporter on is a live monitor on this machine that gets every step; rounds alternate with it off. tokens/s is the batch over the
 median time between steps, the first quarter left out. MFU counts 6 FLOPs a parameter and token, and attention scores without
-taking the causal half off (`launcher.spec.accounting`), over the dense bf16 peak of `launcher.spec.gpus`. Goal: tokens/s with the
+taking the causal half off (`launcher.runspec.accounting`), over the dense bf16 peak of `launcher.runspec.gpus`. Goal: tokens/s with the
 reporter at least 0.995 of that without. Without a GPU it says so and measures nothing.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 
 from steps import monitor, step_seconds, torchrun
 
-from launcher.spec.accounting import attention_flops_per_token, flops_per_token
-from launcher.spec.gpus import gpu_named
-from launcher.spec.model import RunSpec
+from launcher.runspec.accounting import attention_flops_per_token, flops_per_token
+from launcher.runspec.gpus import gpu_named
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder
 
 

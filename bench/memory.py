@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from launcher.plan.measure import measured_peaks
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.training.memory import rank_memory
 
 SMALL = {"layers": 4, "width": 384}

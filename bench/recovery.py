@@ -40,7 +40,7 @@ def loop(config):
     from launcher.training import loop as worker
     from launcher.storage.runfolder import RunFolder, read_json
     from launcher.training.saving import shared_assignment
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.model import RunSpec
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = RunFolder.at(config["folder"])
     worker.train(shared_assignment(RunSpec.from_dict(read_json(folder.spec))))

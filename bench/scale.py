@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.monitor_ingest import children, used
 from launcher.kuberay.manifests import as_yaml, manifests
-from launcher.spec.file import read_spec
+from launcher.runspec.file import read_spec
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 from tests.monitor.live import Service

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.jobs import local_ray
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder
 
 TOPOLOGIES: list[tuple[str, dict[str, Any]]] = [

@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _sizes(path: str) -> dict[str, Any]:
     """What `losscast predict LAW RUN` needs of a run.yaml, which the monitor does not know: params, tokens, batch_tokens."""
-    from launcher.spec.accounting import parameter_count, total_tokens
-    from launcher.spec.file import read_spec
+    from launcher.runspec.accounting import parameter_count, total_tokens
+    from launcher.runspec.file import read_spec
 
     spec = read_spec(path)
     return {

@@ -61,8 +61,8 @@ def base_spec(size: Size, seed: int, runs: Path, monitor_url: str) -> dict[str, 
 def spec_of(base: dict[str, Any], name: str, width: int, size: Size, **policy: Any) -> Any:
     """One run of the demo: `width` wide, tokens in proportion to its parameters, a twentieth of them warm-up."""
     from launcher.jobs.ladder import merged
-    from launcher.spec.accounting import parameter_count
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.accounting import parameter_count
+    from launcher.runspec.model import RunSpec
 
     probe = merged(base, {"name": name, "workload": {"width": width}, "train": {"tokens": 512}})
     params = parameter_count(RunSpec.from_dict(probe))
@@ -186,7 +186,7 @@ def _predict(
     base: dict[str, Any], size: Size, seed: int, ladder: list[dict[str, Any]], work: Path, progress: Progress
 ) -> tuple[Any, dict[str, Any], Any]:
     """Fit the law and write the prediction down, before the target exists. Returns law, prediction.json, target spec."""
-    from launcher.spec.accounting import parameter_count, total_flops, total_tokens
+    from launcher.runspec.accounting import parameter_count, total_flops, total_tokens
     from monitor.forecast.fit import fit
     from monitor.forecast.points import read_curves, read_points
     from monitor.forecast.prediction import predict
@@ -219,7 +219,7 @@ def _target(
     """Train the run that was predicted, and hold what came out against what was said."""
     from launcher.errors import Failed
     from launcher.jobs.submit import submit, wait
-    from launcher.spec.accounting import parameter_count, total_flops, total_tokens
+    from launcher.runspec.accounting import parameter_count, total_flops, total_tokens
     from launcher.storage.runfolder import RunFolder, read_json
 
     progress.phase("target")

@@ -137,7 +137,7 @@ def resume_run(args: argparse.Namespace) -> int:
     from launcher.cli.finding import folder_of, standing_of
     from launcher.cli.submit import hand_in
     from launcher.errors import WrongInput
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
 
     folder = folder_of(args.run)
     facts, word, _ = standing_of(folder)

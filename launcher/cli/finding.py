@@ -52,7 +52,7 @@ def remember(name: str, address: str) -> None:
 
 def folder_of(run: str) -> Any:
     """The run's folder, from a run.yaml, a folder, an az:// address or a name. Raises WrongInput where there is none."""
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
     from launcher.storage.remote import refresh
     from launcher.storage.runfolder import RunFolder
 
@@ -76,8 +76,8 @@ def folder_of(run: str) -> Any:
 def spec_of(run: str) -> Any:
     """The spec a person means: of a run.yaml, or as it was submitted. Raises WrongInput where there is none."""
     from launcher.cli import kuberay
-    from launcher.spec.file import read_spec
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.file import read_spec
+    from launcher.runspec.model import RunSpec
     from launcher.storage.runfolder import read_json
 
     if Path(run).is_file() or not run or Path(run).suffix in (".yaml", ".yml", ".json"):

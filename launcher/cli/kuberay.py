@@ -17,8 +17,8 @@ from launcher.errors import one_line
 def ours(run: str) -> Any:
     """The spec of a run that is on Kubernetes: from its run.yaml, or its name as this machine submitted it. None for others."""
     from launcher.cli.finding import home
-    from launcher.spec.file import read_spec
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.file import read_spec
+    from launcher.runspec.model import RunSpec
     from launcher.storage.runfolder import read_json
 
     path = Path(run)
@@ -36,7 +36,7 @@ def may_submit_there(spec: Any) -> None:
     reached from here is said and left to the job, which looks again."""
     from launcher.errors import Held, WrongInput
     from launcher.jobs.submit import may_submit
-    from launcher.spec.doubts import refused
+    from launcher.runspec.doubts import refused
 
     problems = refused(spec)
     if problems:

@@ -37,7 +37,7 @@ class Display:
 
     def headline(self, rungs: list[Any]) -> str:
         """One line for all of them; shares of work are by 6ND, or by steps where N is not known."""
-        from launcher.spec.accounting import total_flops
+        from launcher.runspec.accounting import total_flops
 
         work = [total_flops(r.spec) or float(r.spec.total_steps) for r in rungs]
         parts = [1.0 if r.state == "finished" else min(1.0, r.step / r.spec.total_steps) for r in rungs]

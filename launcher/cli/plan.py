@@ -35,7 +35,7 @@ def plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     from launcher.plan.plan import make_plan
     from launcher.plan.text import as_text
-    from launcher.spec.file import read_document, spec_in
+    from launcher.runspec.file import read_document, spec_in
 
     document = read_document(args.run)
     moved_to(document, args.to)
@@ -89,7 +89,7 @@ def manifests(spec: Any) -> int:
 def check_law(document: Any, spec: Any, path: str) -> list[dict[str, Any]]:
     """Warnings about a law's fitness for the run. Raises WrongInput where it speaks of something else."""
     from launcher.plan.lawcheck import doubts, mismatches
-    from launcher.spec.file import Complaint
+    from launcher.runspec.file import Complaint
     from monitor.forecast.law import read_json
 
     read = read_json(path, "a law.json (`losscast fit` and `losscast ladder` make one)")
@@ -102,7 +102,7 @@ def check_law(document: Any, spec: Any, path: str) -> list[dict[str, Any]]:
 
 def under_law(spec: Any, path: str) -> dict[str, Any]:
     """What a law says of the run: its final loss, and whether its size and data fit each other."""
-    from launcher.spec.accounting import parameter_count, total_flops, total_tokens
+    from launcher.runspec.accounting import parameter_count, total_flops, total_tokens
     from monitor.forecast.law import Law
 
     law, n = Law.read(path), parameter_count(spec)

@@ -19,7 +19,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def schema(args: argparse.Namespace) -> int:
     """Print the schema."""
-    from launcher.spec.jsonschema import json_schema
+    from launcher.runspec.jsonschema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return 0

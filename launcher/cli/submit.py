@@ -61,7 +61,7 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
     if law_path is None:
         return None
     from launcher.errors import WrongInput
-    from launcher.spec.accounting import parameter_count, total_tokens
+    from launcher.runspec.accounting import parameter_count, total_tokens
     from monitor.forecast.law import Law
     from monitor.forecast.prediction import predict
 
@@ -80,7 +80,7 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
 def run(args: argparse.Namespace) -> int:
     """Show, ask, submit, and with --follow stay until the end."""
     from launcher.cli.plan import check_law, moved_to
-    from launcher.spec.file import read_document, spec_in
+    from launcher.runspec.file import read_document, spec_in
 
     document = read_document(args.run)
     moved_to(document, args.to)

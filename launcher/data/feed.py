@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from launcher.data.tokens import Tokens, described, tokens_for
 from launcher.errors import WrongInput
-from launcher.spec.model import Data, Gpt, RunSpec
+from launcher.runspec.model import Data, Gpt, RunSpec
 
 Arrays = tuple[tuple[NDArray, ...], NDArray[np.int64]]
 """Inputs, each (count, ...), and targets (count, context)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.doctor.checks import Finding
 from launcher.errors import Failed, WrongInput, one_line
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.model import Gpt, RunSpec
 
 ROLE = "is the address right, and has this identity the role Storage Blob Data Reader there?"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from launcher.doctor.checks import DEADLINE_S, Finding, State
 from launcher.errors import one_line
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 
 def gpus(spec: RunSpec | None) -> list[Finding]:
@@ -43,7 +43,7 @@ def gpus(spec: RunSpec | None) -> list[Finding]:
 
 def gpu_findings(rows: Sequence[Sequence[str]], wanted: int, named: str | None) -> list[Finding]:
     """nvidia-smi's rows (index, name, MiB in all, MiB used, driver, uncorrected ECC errors) as findings. Pure."""
-    from launcher.spec.gpus import gpu_named
+    from launcher.runspec.gpus import gpu_named
 
     if not rows:
         state: State = "fail" if wanted else "skip"

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.doctor.checks import RAY_WITH_AUTH, SKEW_S, Finding, State
 from launcher.errors import one_line
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 TIMEOUT_S = 4.0
 RULE = "LossDiverged"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.errors import WrongInput
-from launcher.spec.model import NAME
+from launcher.runspec.model import NAME
 from launcher.storage.record import Record
 from launcher.storage.runfolder import RunFolder, read_json
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from launcher.errors import Failed, Held, WrongInput
 from launcher.jobs.cluster import Cluster, Unknown
 from launcher.jobs.submit import AWAY_S, ENDED, Submission, end_job, read_submission, status, submit
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.remote import ask_to_stop, refresh
 from launcher.storage.runfolder import RunFolder, last_step, read_json
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 QUIET = {
     "RAY_DEDUP_LOGS": "0",

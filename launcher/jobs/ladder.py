@@ -21,9 +21,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from launcher.errors import WrongInput
-from launcher.spec.accounting import parameter_count
-from launcher.spec.file import Complaint, Document, describe, read_document
-from launcher.spec.model import NAME, RunSpec
+from launcher.runspec.accounting import parameter_count
+from launcher.runspec.file import Complaint, Document, describe, read_document
+from launcher.runspec.model import NAME, RunSpec
 
 
 class Ladder(BaseModel):

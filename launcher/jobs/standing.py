@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import WrongInput
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.carried import bring
 from launcher.storage.remote import refresh, store_of
 from launcher.storage.runfolder import RunFolder, last_step, read_json

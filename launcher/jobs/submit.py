@@ -17,8 +17,8 @@ from typing import Any
 from launcher.errors import Failed, Held, WrongInput
 from launcher.jobs.cluster import Cluster, Unknown
 from launcher.jobs.job import ray_job
-from launcher.spec.doubts import refused
-from launcher.spec.model import RunSpec
+from launcher.runspec.doubts import refused
+from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log
 from launcher.storage.remote import ask_to_stop as ask_there
 from launcher.storage.remote import publish, refresh

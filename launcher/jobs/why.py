@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.jobs.cluster import Node, Picture
 from launcher.jobs.standing import Facts
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log
 from launcher.storage.runfolder import RunFolder, read_json
 

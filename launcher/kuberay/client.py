@@ -22,7 +22,7 @@ from launcher.kuberay.manifests import manifests
 from launcher.kuberay.pods import job_name
 from launcher.kuberay.refusals import Away, Expired, Forbidden, NotThere, Taken
 from launcher.kuberay.why import ENDED, Seen, Word, explain, phase, status_of
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 GONE_S = 180.0
 """How long a job that ended may take to be deleted."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.objects import Missing
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder, read_json, write_whole
 
 COPY_S = 30.0

@@ -19,7 +19,7 @@ eviction    preStop asks the ranks for a checkpoint and waits for it; the grace 
 security    PodSecurity `restricted`: no root, no writable image, no capabilities. InfiniBand needs locked memory; without
             the IPC_LOCK capability the nodes must allow it (docs/azure.md)
 
-Names, lengths and combinations that KubeRay or Kueue refuse only after creation are refused by `launcher.spec.checks`, or
+Names, lengths and combinations that KubeRay or Kueue refuse only after creation are refused by `launcher.runspec.checks`, or
 mended (`launcher.kuberay.pods.job_name`). Written for KubeRay 1.5 or newer and Kueue 0.15 or newer.
 """
 
@@ -40,7 +40,7 @@ from launcher.kuberay.pods import (
     submitter_pod,
     worker_pod,
 )
-from launcher.spec.model import Kubernetes, RunSpec
+from launcher.runspec.model import Kubernetes, RunSpec
 
 ANNOTATION_LIMIT = 240 * 1024
 """Bytes; the API server allows 256 KiB of annotations an object."""

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launcher.jobs.job import QUIET
-from launcher.spec.model import Kubernetes, RunSpec
+from launcher.runspec.model import Kubernetes, RunSpec
 from launcher.training.memory import checkpoint_bytes
 
 HOME = "/home/losscast"

@@ -17,7 +17,7 @@ from launcher.jobs.submit import may_submit
 from launcher.kuberay import client
 from launcher.kuberay.api import RAY_JOBS, Api
 from launcher.kuberay.why import ENDED, phase
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 OVER = ENDED | {"stopped", "absent"}
 DIGEST = "losscast/spec-digest"

@@ -15,7 +15,7 @@ import tempfile
 from typing import Any
 
 from launcher.errors import Failed, WrongInput
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.model import Gpt, RunSpec
 
 MOST_RANKS = 8
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.jobs.job import planned_job
-from launcher.spec.accounting import (
+from launcher.runspec.accounting import (
     CONVENTION,
     attention_flops_per_token,
     flops_per_token,
@@ -24,10 +24,10 @@ from launcher.spec.accounting import (
     total_flops,
     total_tokens,
 )
-from launcher.spec.checks import Problem
-from launcher.spec.doubts import doubtful, not_yet
-from launcher.spec.gpus import gpu_named
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.checks import Problem
+from launcher.runspec.doubts import doubtful, not_yet
+from launcher.runspec.gpus import gpu_named
+from launcher.runspec.model import Gpt, RunSpec
 from launcher.training.ds_config import deepspeed_config
 from launcher.training.memory import checkpoint_bytes, rank_memory
 
@@ -90,7 +90,7 @@ def failure_hours(spec: RunSpec) -> Range | None:
 
 
 def warnings(spec: RunSpec) -> list[Problem]:
-    """`launcher.spec.doubts`, and what only an estimate can tell."""
+    """`launcher.runspec.doubts`, and what only an estimate can tell."""
     found = [*doubtful(spec), *not_yet(spec)]
     time, failure = hours(spec), failure_hours(spec)
     if time and failure:

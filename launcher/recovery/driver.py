@@ -32,7 +32,7 @@ from launcher.recovery.owning import (
 )
 from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log, job_output, note_failure
 from launcher.storage.remote import forget_stop, refresh, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, read_json

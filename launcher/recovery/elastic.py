@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Failed
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 CONVERT_TIMEOUT_S = 3600.0
 

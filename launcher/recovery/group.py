@@ -21,7 +21,7 @@ from launcher.errors import Failed, Held, WrongInput, one_line
 from launcher.recovery.failures import RankFailed, blame, seen_in
 from launcher.recovery.hang import hung, suspects
 from launcher.recovery.places import Places, Slot, alive_nodes, home_of
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.training.assignment import Assignment, Outcome
 
 POLL_S = 0.5

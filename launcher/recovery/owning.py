@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launcher.errors import Held
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Holding
 from launcher.training.saving import refuse_held, run_log

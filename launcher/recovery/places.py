@@ -24,7 +24,7 @@ from launcher.errors import Failed, one_line
 from launcher.recovery.elastic import fewest_ranks
 from launcher.recovery.member import Home, Member
 from launcher.recovery.rank import Pulse
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 PLACEMENT_PATIENCE_S = 5.0
 """How long an unplaced group waits before it says, once, what it waits for."""

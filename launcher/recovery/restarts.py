@@ -11,7 +11,7 @@ Steps count optimizer updates, waits are seconds.
 from collections import Counter
 from dataclasses import dataclass, field
 
-from launcher.spec.model import Policy
+from launcher.runspec.model import Policy
 
 KILLED, RAISED, HUNG, HOST_LOST, PREEMPTED = "killed", "raised", "hung", "host_lost", "preempted"
 RESIZED, ROLLBACK, LEASE_LOST = "resized", "rollback", "lease_lost"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.spec.accounting import flops_per_token, parameter_count, total_flops
-from launcher.spec.model import RunSpec
+from launcher.runspec.accounting import flops_per_token, parameter_count, total_flops
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder, read_json
 
 

@@ -1,6 +1,6 @@
 """The exact DeepSpeed configuration of a run: what `plan` prints is what the workers hand to the engine.
 
-The optimizer and the learning rate are the worker's own (AdamW with parameter groups; `launcher.spec.schedule`), so the
+The optimizer and the learning rate are the worker's own (AdamW with parameter groups; `launcher.runspec.schedule`), so the
 configuration names neither. In DeepSpeed's words: `train_batch_size` is sequences a step over all data-parallel
 replicas, `train_micro_batch_size_per_gpu` sequences a rank computes at once.
 
@@ -9,8 +9,8 @@ Holds for DeepSpeed 0.18 and 0.19.
 
 from typing import Any
 
-from launcher.spec.accounting import parameter_count
-from launcher.spec.model import RunSpec
+from launcher.runspec.accounting import parameter_count
+from launcher.runspec.model import RunSpec
 
 
 def deepspeed_config(spec: RunSpec) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The optimizer is torch's AdamW, given to DeepSpeed as it is: every topology then updates with the same arithmetic,
 on CPU and on GPU, and nothing has to be compiled before the first step. The learning rate is set by the training
-loop at every step (`set_lr`), from `launcher.spec.schedule`, so that DeepSpeed holds no schedule state of its own.
+loop at every step (`set_lr`), from `launcher.runspec.schedule`, so that DeepSpeed holds no schedule state of its own.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from launcher.errors import WrongInput
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.model import Gpt, RunSpec
 from launcher.training.ds_config import deepspeed_config
 from launcher.training.memory import stage_layers
 from launcher.workloads.gpt import GPT, GPTShape, rotary_table

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import WrongInput
-from launcher.spec.accounting import parameter_count
-from launcher.spec.model import Entrypoint, RunSpec
-from launcher.spec.schedule import lr_at
+from launcher.runspec.accounting import parameter_count
+from launcher.runspec.model import Entrypoint, RunSpec
+from launcher.runspec.schedule import lr_at
 from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.training.assignment import Assignment, Outcome, open_reporter, result_row
@@ -260,7 +260,7 @@ def train(
 
 def main(argv: list[str] | None = None) -> int:
     """What torchrun starts: read the spec, take the run's next attempt, train."""
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
 
     parser = argparse.ArgumentParser(
         prog="torchrun -m launcher.worker", description="Train one rank of a run, without Ray."

@@ -21,8 +21,8 @@ that keeps no score matrix. Not counted: the framework itself (0.3 to 1 GB a GPU
 
 from dataclasses import asdict, dataclass
 
-from launcher.spec.accounting import gpt_parameters, parameter_count
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.accounting import gpt_parameters, parameter_count
+from launcher.runspec.model import Gpt, RunSpec
 from launcher.training.ds_config import accumulates_in_fp32, bucket_elements
 
 SAVED_WIDTHS = 11

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Failed, one_line
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage import checkpoints
 from launcher.storage.remote import forget_stop, publish, store_of
 from launcher.storage.retention import Retention

@@ -29,7 +29,7 @@ from typing import Any
 
 from infra.objects import Missing, Store
 from launcher.errors import Failed, WrongInput
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.checkpoints import parts_of, prefix_of
 from launcher.storage.remote import publish, stop_asked, store_of
 from launcher.storage.retention import Retention

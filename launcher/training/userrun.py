@@ -24,8 +24,8 @@ from typing import Any
 
 from launcher.data.tokens import WORKING_DIR
 from launcher.errors import WrongInput
-from launcher.spec.model import Entrypoint, RunSpec
-from launcher.spec.schedule import lr_at
+from launcher.runspec.model import Entrypoint, RunSpec
+from launcher.runspec.schedule import lr_at
 from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder, write_whole
 
@@ -36,11 +36,11 @@ class Run:
     def __init__(
         self, assignment: Any, stop: Callable[[], bool], save: Callable[[], bool], beat: Any
     ) -> None:
-        from launcher.spec.accounting import parameter_count
+        from launcher.runspec.accounting import parameter_count
         from launcher.training.upload import Saver
 
         self.spec = RunSpec.from_dict(assignment.spec)
-        """run.yaml, as `launcher.spec.model.RunSpec`."""
+        """run.yaml, as `launcher.runspec.model.RunSpec`."""
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.attempt: int = assignment.attempt
         self.total_steps = self.spec.total_steps

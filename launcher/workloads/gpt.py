@@ -37,7 +37,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class GPTShape:
-    """The sizes of one model. `launcher.spec.accounting` counts its parameters and FLOPs without torch."""
+    """The sizes of one model. `launcher.runspec.accounting` counts its parameters and FLOPs without torch."""
 
     layers: int
     width: int

@@ -8,7 +8,7 @@ A run with @STOP is stopped after so many steps, and trained again to its end.
 
 import sys
 
-from launcher.spec.file import read_spec
+from launcher.runspec.file import read_spec
 from launcher.training.engine import leave
 from launcher.training.loop import train
 from launcher.training.saving import release_held, shared_assignment

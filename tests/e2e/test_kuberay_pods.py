@@ -24,7 +24,7 @@ from launcher.jobs import local_ray  # noqa: E402
 from launcher.jobs.cluster import Cluster  # noqa: E402
 from launcher.kuberay.manifests import manifests  # noqa: E402
 from launcher.kuberay.prestop import commits, drivers, listens, ranks, wait_for_commit  # noqa: E402
-from launcher.spec.model import RunSpec  # noqa: E402
+from launcher.runspec.model import RunSpec  # noqa: E402
 from launcher.storage.runfolder import RunFolder, last_step, read_json  # noqa: E402
 
 

@@ -79,8 +79,8 @@ def test_a_run_leaves_its_curve_its_points_row_and_validation(tmp_path: Path, ca
 def test_parameters_are_counted_as_they_are(workload: str) -> None:
     import torch  # noqa: F401
 
-    from launcher.spec.accounting import gpt_parameters
-    from launcher.spec.model import Gpt
+    from launcher.runspec.accounting import gpt_parameters
+    from launcher.runspec.model import Gpt
     from launcher.workloads.gpt import GPT, GPTShape
 
     shape: dict[str, Any] = {"layers": 2, "width": 12, "heads": 1, "context": 32, "vocab": 256}
@@ -111,7 +111,7 @@ def test_a_wrong_world_size_is_said_in_one_line(tmp_path: Path, cache: str) -> N
 def test_the_same_spec_through_ray_gives_the_same_losses(tmp_path: Path, cache: str) -> None:
     pytest.importorskip("ray", reason="needs ray: pip install 'losscast[train]'")
     from launcher.jobs.submit import logs, submit, wait
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
 
     direct = torchrun(spec_file(tmp_path, "direct", 2, 1), 2, LOSSCAST_CACHE=cache)
     assert direct.returncode == 0, direct.stderr[-2000:]

@@ -14,7 +14,7 @@ from launcher.jobs.local_ray import free_port  # noqa: E402
 from launcher.recovery.elastic import fitted, to_universal  # noqa: E402
 from launcher.recovery.owning import Ownership  # noqa: E402
 from launcher.recovery.rank import RankProcess  # noqa: E402
-from launcher.spec.model import RunSpec  # noqa: E402
+from launcher.runspec.model import RunSpec  # noqa: E402
 from launcher.storage.runfolder import RunFolder  # noqa: E402
 from tests.faults.training import spec_of  # noqa: E402
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
 
 from infra.objects import Store  # noqa: E402
-from launcher.spec.file import read_spec  # noqa: E402
+from launcher.runspec.file import read_spec  # noqa: E402
 from launcher.storage import checkpoints  # noqa: E402
 from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402

@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'"
 needs_azurite()
 
 from launcher.errors import Failed  # noqa: E402
-from launcher.spec.file import read_spec  # noqa: E402
+from launcher.runspec.file import read_spec  # noqa: E402
 from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of  # noqa: E402
 from launcher.storage.remote import at_hand, within_reach  # noqa: E402
 from launcher.storage.retention import retain  # noqa: E402
@@ -293,7 +293,7 @@ def put_shard(log: RunLog, attempt: int, step: int) -> dict[str, tuple[int, str]
 TRAINER = """
 import sys
 from launcher.storage.runfolder import RunFolder
-from launcher.spec.file import read_spec
+from launcher.runspec.file import read_spec
 from launcher.training.upload import Carrier
 spec = read_spec(sys.argv[1])
 carrier = Carrier(RunFolder.of(spec.checkpoints.url, spec.name), 1, spec, 0, 1)

@@ -13,8 +13,8 @@ from typing import Any
 from launcher.errors import Failed
 from launcher.jobs import local_ray
 from launcher.jobs.submit import Submission, logs, status, submit
-from launcher.spec.file import read_spec
-from launcher.spec.model import RunSpec
+from launcher.runspec.file import read_spec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder
 
 SPEC = """

@@ -82,7 +82,7 @@ def test_settings_that_are_no_mapping_are_refused() -> None:
 
 
 def test_machines_are_those_that_train() -> None:
-    from launcher.spec.gpus import gpu_named
+    from launcher.runspec.gpus import gpu_named
 
     for name, machine in MACHINES.items():
         assert (

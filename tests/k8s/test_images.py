@@ -50,7 +50,7 @@ def test_the_worker_has_what_its_pods_mount_and_call() -> None:
     constraints = dict(
         line.split("==") for line in (ROOT / ".ci/constraints.txt").read_text().splitlines() if "==" in line
     )
-    from launcher.spec.model import Kubernetes
+    from launcher.runspec.model import Kubernetes
 
     assert Kubernetes(image="x").ray_version == constraints["ray"], (
         "the image's Ray is the one that run.yaml assumes"

@@ -129,7 +129,7 @@ def test_every_namespace_denies_all_traffic_to_begin_with(overlay: str) -> None:
 def test_a_runs_pods_may_speak_to_the_monitor() -> None:
     """Labels of the run's pods, of its namespace, and the policy on either side agree."""
     from launcher.kuberay.manifests import manifests
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
 
     policy, job = manifests(read_spec(ROOT / "examples/gpt-7b-64xH100.yaml"))
     labels = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["metadata"]["labels"]
@@ -150,7 +150,7 @@ def test_the_example_run_fits_the_azure_queue() -> None:
     """Queue, priority, topology, service account and flavor that the example names are the ones that are made, and the quota
     is enough for it: else the first thing a person submits waits for ever."""
     from launcher.kuberay.manifests import manifests
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
 
     spec = read_spec(ROOT / "examples/gpt-7b-64xH100.yaml")
     assert spec.kubernetes is not None
@@ -313,7 +313,7 @@ def test_grafana_gets_the_dashboard_as_it_is() -> None:
 def lifted() -> list[dict[str, Any]]:
     """Pod templates out of RayJobs and the StatefulSet, as pods: what checkov looks into."""
     from launcher.kuberay.manifests import manifests
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
 
     pods = []
     for name in ("gpt-7b-64xH100", "gpt-125m-kuberay"):

@@ -71,7 +71,7 @@ def test_plan_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_as_json_holds_the_exact_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    from launcher.spec.file import read_spec
+    from launcher.runspec.file import read_spec
     from launcher.training.ds_config import deepspeed_config
 
     path = EXAMPLES / "gpt-7b-64xH100.yaml"
@@ -122,7 +122,7 @@ def test_manifests_need_kuberay(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_schema_takes_every_example_and_refuses_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     from launcher.errors import WrongInput
-    from launcher.spec.file import read_data
+    from launcher.runspec.file import read_data
 
     status, out, _ = run(capsys, "schema")
     assert status == 0

@@ -111,7 +111,7 @@ def test_submit_looks_into_the_data_first_wherever_it_is_run_from(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, says: str | None
 ) -> None:
     from launcher.data.feed import refuse_unfit
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.model import RunSpec
 
     monkeypatch.setenv("LOSSCAST_WORKING_DIR", str(corpus.parent))
     spec = RunSpec.from_dict(

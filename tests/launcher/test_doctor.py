@@ -15,7 +15,7 @@ from launcher.doctor.checks import Finding, disk, examine, versions
 from launcher.doctor.data import data
 from launcher.doctor.gpu import gpu_findings
 from launcher.doctor.net import monitor, prometheus, skew, storage
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import write_whole
 from tests.monitor.live import Service
 

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.errors import Failed, one_line
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import write_whole
 
 

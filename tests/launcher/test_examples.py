@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.spec.doubts import refused
-from launcher.spec.file import read_spec
-from launcher.spec.model import Entrypoint
+from launcher.runspec.doubts import refused
+from launcher.runspec.file import read_spec
+from launcher.runspec.model import Entrypoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNS = [p for p in sorted(EXAMPLES.rglob("*.yaml")) if "ladder" not in p.name and "runs" not in p.parts]

@@ -7,7 +7,7 @@ import pytest
 
 from launcher.data.images import IGNORED, SIDE, DigitFeed, Digits, caption, load_digits, patches_of
 from launcher.errors import WrongInput
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 BASE = {
     "name": "digits",
@@ -76,7 +76,7 @@ def test_what_does_not_go_together_is_refused(change: dict, says: str) -> None:
 
 def test_patches_are_counted_as_parameters() -> None:
     pytest.importorskip("torch", reason="needs torch")
-    from launcher.spec.accounting import parameter_count
+    from launcher.runspec.accounting import parameter_count
     from launcher.training.engine import build_model
 
     spec = RunSpec.from_dict(BASE)

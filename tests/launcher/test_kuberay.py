@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from launcher.errors import WrongInput
 from launcher.kuberay.manifests import as_yaml, manifests
 from launcher.kuberay.pods import NAME_LIMIT, commit_wait_s, job_name
-from launcher.spec.file import read_spec
-from launcher.spec.model import RunSpec
+from launcher.runspec.file import read_spec
+from launcher.runspec.model import RunSpec
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,8 +12,8 @@ from launcher.kuberay import api as kuberay_api
 from launcher.kuberay import client as kuberay_client
 from launcher.kuberay.api import RAY_JOBS, Api, connect
 from launcher.kuberay.refusals import Away, Forbidden, RefusedObject
-from launcher.spec.file import read_spec
-from launcher.spec.model import RunSpec
+from launcher.runspec.file import read_spec
+from launcher.runspec.model import RunSpec
 from tests.launcher.kube_stub import TOKEN, Refusal, Stub
 
 urllib3 = pytest.importorskip("urllib3")

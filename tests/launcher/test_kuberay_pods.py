@@ -13,7 +13,7 @@ from launcher.kuberay import entry as kuberay_entry
 from launcher.kuberay import prestop as kuberay_prestop
 from launcher.kuberay.entry import drive, final, main, prepare
 from launcher.kuberay.prestop import drivers, listens, ranks, wait_for_commit
-from launcher.spec.file import read_spec
+from launcher.runspec.file import read_spec
 from launcher.storage.runfolder import read_json, write_whole
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def read_spec_digest(tmp_path: Path) -> str:
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.model import RunSpec
 
     return RunSpec.from_dict(body(tmp_path)["spec"]).digest
 

@@ -7,7 +7,7 @@ import pytest
 from launcher.errors import WrongInput
 from launcher.jobs.climbing import Rung, finished, fitting, write_points
 from launcher.jobs.ladder import merged, read_ladder, specs_of
-from launcher.spec.accounting import parameter_count
+from launcher.runspec.accounting import parameter_count
 from launcher.storage.runfolder import RunFolder, write_whole
 
 LADDER: dict[str, Any] = {

@@ -16,8 +16,8 @@ from launcher.jobs.climbing import Rung, run_ladder, standing
 from launcher.jobs.ladder import read_file
 from launcher.kuberay import api as kuberay_api
 from launcher.kuberay.rungs import KubePlace
-from launcher.spec.accounting import parameter_count
-from launcher.spec.model import RunSpec
+from launcher.runspec.accounting import parameter_count
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder, write_whole
 from tests.launcher.kube_stub import Refusal, Stub, kubeconfig
 

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.errors import WrongInput
 from launcher.plan.measure import measured_peaks
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.training.memory import rank_memory
 
 

@@ -12,10 +12,10 @@ import pytest
 from launcher.plan.lawcheck import conventions, doubts, mismatches
 from launcher.plan.plan import make_plan, warnings
 from launcher.plan.text import as_text
-from launcher.spec.doubts import doubtful, not_yet
-from launcher.spec.file import read_data, read_spec
-from launcher.spec.gpus import gpu_named
-from launcher.spec.model import RunSpec
+from launcher.runspec.doubts import doubtful, not_yet
+from launcher.runspec.file import read_data, read_spec
+from launcher.runspec.gpus import gpu_named
+from launcher.runspec.model import RunSpec
 from launcher.training.memory import rank_memory, stage_layers, stage_parameters
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -166,7 +166,7 @@ def test_a_law_of_another_tokenizer_or_convention_is_not_this_runs() -> None:
 
 def test_importing_what_plan_needs_brings_no_heavy_library() -> None:
     code = (
-        "import sys; from launcher.spec.file import read_spec; from launcher.plan.plan import make_plan;"
+        "import sys; from launcher.runspec.file import read_spec; from launcher.plan.plan import make_plan;"
         f"make_plan(read_spec({str(EXAMPLES / 'gpt-tiny.yaml')!r}));"
         "print([m for m in ('torch', 'ray', 'deepspeed', 'numpy', 'scipy') if m in sys.modules])"
     )

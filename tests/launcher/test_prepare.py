@@ -158,7 +158,7 @@ def test_a_tokenizer_file_makes_a_corpus_that_decodes_to_its_documents(tmp_path:
 
 def test_a_spec_with_another_tokenizer_than_the_corpus_is_refused(tmp_path: Path) -> None:
     from launcher.data.feed import feed_for
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.model import RunSpec
 
     (tmp_path / "a.txt").write_text("hello " * 5000)
     prepare_corpus([str(tmp_path / "a.txt")], str(tmp_path / "c"))

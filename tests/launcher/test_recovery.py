@@ -21,7 +21,7 @@ from launcher.recovery.preempt import Watch, read_notices
 from launcher.recovery.rank import Pulse
 from launcher.recovery.restarts import Failure, Restarts
 from launcher.recovery.rollback import wanted
-from launcher.spec.model import Policy, RunSpec
+from launcher.runspec.model import Policy, RunSpec
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.spec.model import RunSpec
-from launcher.spec.schedule import lr_at, schedule_rows
+from launcher.runspec.model import RunSpec
+from launcher.runspec.schedule import lr_at, schedule_rows
 
 
 def run(tokens: int = 100_000, batch: int = 1000, lr: float = 1.0, **schedule: Any) -> RunSpec:

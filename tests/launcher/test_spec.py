@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import WrongInput
-from launcher.spec.accounting import (
+from launcher.runspec.accounting import (
     attention_flops_per_token,
     flops_per_token,
     gpt_parameters,
@@ -16,9 +16,9 @@ from launcher.spec.accounting import (
     total_flops,
     total_tokens,
 )
-from launcher.spec.doubts import doubtful
-from launcher.spec.jsonschema import json_schema
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.doubts import doubtful
+from launcher.runspec.jsonschema import json_schema
+from launcher.runspec.model import Gpt, RunSpec
 from launcher.training.ds_config import deepspeed_config
 
 MINIMAL: dict[str, Any] = {

@@ -13,7 +13,7 @@ from launcher.errors import WrongInput
 from launcher.jobs.facts import CAUSES, exposition
 from launcher.jobs.standing import facts_of, phase
 from launcher.recovery.goodput import Ledger
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 from launcher.storage.output import note_failure
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.storage.runlog import RunLog

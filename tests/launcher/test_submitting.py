@@ -9,7 +9,7 @@ import pytest
 from launcher.cli import main
 from launcher.errors import WrongInput
 from launcher.jobs.submit import refuse_shadows
-from launcher.spec.file import read_spec
+from launcher.runspec.file import read_spec
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore

@@ -2,14 +2,14 @@
 
 Most of these DeepSpeed would find at engine start, on every GPU at once, or never. `impossible` is empty for every
 spec that exists. Pure: it looks at nothing but the spec. A problem names every key that takes part in it, since any
-of them may be the wrong one. What runs and will probably disappoint is in `launcher.spec.doubts`.
+of them may be the wrong one. What runs and will probably disappoint is in `launcher.runspec.doubts`.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launcher.spec.model import AZ_URL, Entrypoint, Gpt, RunSpec
+from launcher.runspec.model import AZ_URL, Entrypoint, Gpt, RunSpec
 
 NO_BF16 = re.compile(
     r"(?i)\b(k80|m40|m60|p4|p40|p100|v100|t4|gtx|titan|rtx ?(20|5000|6000|8000)\w*|quadro)\b"
@@ -37,7 +37,7 @@ class Impossible(ValueError):
 
 def impossible(spec: RunSpec) -> list[Problem]:
     """Every combination in the spec that can't run."""
-    from launcher.spec.checks_kuberay import impossible_on_kubernetes
+    from launcher.runspec.checks_kuberay import impossible_on_kubernetes
 
     return [
         *_shape(spec),

@@ -1,7 +1,7 @@
 """What is wrong with a spec, in words: pydantic's errors as what, why and what instead.
 
 Pure: an error and the data it is about go in, complaints with paths come out. Places in the file are added by
-`launcher.spec.file`.
+`launcher.runspec.file`.
 """
 
 import difflib
@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from launcher.spec.checks import Impossible
-from launcher.spec.file import Complaint, Loc
-from launcher.spec.model import Entrypoint, Gpt, RunSpec
+from launcher.runspec.checks import Impossible
+from launcher.runspec.file import Complaint, Loc
+from launcher.runspec.model import Entrypoint, Gpt, RunSpec
 
 EXAMPLES: dict[str, str] = {
     "name": "gpt-125m-baseline",

@@ -13,7 +13,7 @@ Chowdhery et al. 2022, arXiv:2204.02311, appendix B (model FLOPs utilisation, at
 
 from dataclasses import dataclass
 
-from launcher.spec.model import Gpt, RunSpec
+from launcher.runspec.model import Gpt, RunSpec
 
 CONVENTION = {
     "embeddings_counted": True,

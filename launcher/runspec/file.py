@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import WrongInput
 
 if TYPE_CHECKING:
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.model import RunSpec
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -303,7 +303,7 @@ def spec_in(document: Document) -> "RunSpec":
     """The RunSpec in a document that was read. Raises WrongInput like `read_spec`."""
     from pydantic import ValidationError
 
-    from launcher.spec.model import RunSpec
+    from launcher.runspec.model import RunSpec
 
     if not isinstance(document.data, dict):
         found = "nothing" if document.data is None else type(document.data).__name__
@@ -327,6 +327,6 @@ def spec_in(document: Document) -> "RunSpec":
 
 def describe(error: Any, data: Any) -> list[Complaint]:
     """A pydantic ValidationError in our words."""
-    from launcher.spec.wording import word
+    from launcher.runspec.wording import word
 
     return word(error, data)

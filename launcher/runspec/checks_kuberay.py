@@ -1,10 +1,10 @@
-"""Combinations of keys that a Kubernetes cluster would refuse, or lose a run by. Pure; part of `launcher.spec.checks`."""
+"""Combinations of keys that a Kubernetes cluster would refuse, or lose a run by. Pure; part of `launcher.runspec.checks`."""
 
 import re
 from collections.abc import Iterator
 
-from launcher.spec.checks import Problem
-from launcher.spec.model import Kubernetes, RunSpec
+from launcher.runspec.checks import Problem
+from launcher.runspec.model import Kubernetes, RunSpec
 
 RAY_WITH_TOKENS = (2, 52, 0)
 OWN_PATHS = ("/tmp", "/home/losscast", "/dev/shm", "/etc/losscast", "/var/losscast", "/proc", "/sys", "/dev")

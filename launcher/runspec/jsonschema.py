@@ -7,8 +7,8 @@ import ast
 import inspect
 from typing import Any
 
-from launcher.spec import cluster, model, workload
-from launcher.spec.model import RunSpec
+from launcher.runspec import cluster, model, workload
+from launcher.runspec.model import RunSpec
 
 
 def json_schema() -> dict[str, Any]:

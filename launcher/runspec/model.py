@@ -4,8 +4,8 @@ Counts (`tokens`, `batch_tokens`, `warmup_tokens`, ...) are whole numbers and ma
 is `context` tokens. `micro_batch` counts sequences a rank computes at once; `batch_tokens` counts the tokens of
 one optimizer step over all ranks. Learning rates are absolute, `final_lr` too.
 
-Types check one key at a time; combinations are checked by `launcher.spec.checks` as soon as all keys are sound, so a
-`RunSpec` that exists can run. To read a file, with file:line:col in its errors, see `launcher.spec.file`.
+Types check one key at a time; combinations are checked by `launcher.runspec.checks` as soon as all keys are sound, so a
+`RunSpec` that exists can run. To read a file, with file:line:col in its errors, see `launcher.runspec.file`.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from launcher.errors import WrongInput
-from launcher.spec.cluster import Cluster, Kubernetes, Nodes, Toleration, Volume
-from launcher.spec.keys import (
+from launcher.runspec.cluster import Cluster, Kubernetes, Nodes, Toleration, Volume
+from launcher.runspec.keys import (
     AZ_URL,
     NAME,
     Count,
@@ -29,7 +29,7 @@ from launcher.spec.keys import (
     as_tuple,
     whole,
 )
-from launcher.spec.workload import Entrypoint, Gpt, Workload, which_workload
+from launcher.runspec.workload import Entrypoint, Gpt, Workload, which_workload
 
 __all__ = [
     "AZ_URL", "NAME", "Checkpoints", "Cluster", "Count", "Data", "Entrypoint", "Eval", "Gpt", "Kubernetes", "Monitor", "Natural",
@@ -218,7 +218,7 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        from launcher.spec.checks import Impossible, impossible
+        from launcher.runspec.checks import Impossible, impossible
 
         problems = impossible(self)
         if problems:
@@ -289,7 +289,7 @@ class RunSpec(Part):
         """The spec from plain data. Raises WrongInput naming every problem by its path."""
         from pydantic import ValidationError
 
-        from launcher.spec.file import describe
+        from launcher.runspec.file import describe
 
         try:
             return cls.model_validate(data)

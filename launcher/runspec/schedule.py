@@ -15,7 +15,7 @@ learns at exactly final_lr. This is the base rate: `train.lr_base_width` scales 
 
 import math
 
-from launcher.spec.model import RunSpec
+from launcher.runspec.model import RunSpec
 
 
 def lr_at(step: int, spec: RunSpec) -> float:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from launcher.spec.keys import NAME, Natural, Part, Positive, Text, as_tuple, whole
+from launcher.runspec.keys import NAME, Natural, Part, Positive, Text, as_tuple, whole
 
 
 class Nodes(Part):

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from launcher.spec.accounting import parameter_count
-from launcher.spec.checks import LOOPBACK, Problem
-from launcher.spec.model import Entrypoint, Gpt, RunSpec
+from launcher.runspec.accounting import parameter_count
+from launcher.runspec.checks import LOOPBACK, Problem
+from launcher.runspec.model import Entrypoint, Gpt, RunSpec
 
 
 def doubtful(spec: RunSpec) -> list[Problem]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from launcher.spec.keys import Count, Part, Positive, as_tuple
+from launcher.runspec.keys import Count, Part, Positive, as_tuple
 
 
 class Gpt(Part):
