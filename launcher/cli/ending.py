@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from launcher.cli.finding import RUN_HELP, seconds
+from launcher.cli.finding import RUN_HELP, on_kubernetes, seconds
 
 PATIENCE_S = 900.0
 """How long `stop` waits for a step and a checkpoint before it says that it goes on alone."""
@@ -55,7 +55,7 @@ def stop_run(args: argparse.Namespace) -> int:
     """Ask, wait, say what was committed."""
     from launcher.cli import kuberay
 
-    spec = kuberay.ours(args.run)
+    spec = on_kubernetes(args.run)
     if spec is not None:
         return kuberay.stop(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
@@ -126,10 +126,9 @@ def stop_run(args: argparse.Namespace) -> int:
 
 def resume_run(args: argparse.Namespace) -> int:
     """Submit again, from the run's own spec unless a run.yaml was given."""
-    from launcher.cli import kuberay
     from launcher.cli.submit import hand_in
 
-    spec = kuberay.ours(args.run)
+    spec = on_kubernetes(args.run)
     if spec is not None:
         return hand_in(spec, args, args.run, law=None)
     from pathlib import Path

@@ -75,14 +75,29 @@ def folder_of(run: str) -> Any:
 
 def spec_of(run: str) -> Any:
     """The spec a person means: of a run.yaml, or as it was submitted. Raises WrongInput where there is none."""
-    from launcher.cli import kuberay
     from launcher.runspec.file import read_spec
     from launcher.runspec.model import RunSpec
     from launcher.storage.runfolder import read_json
 
     if Path(run).is_file() or not run or Path(run).suffix in (".yaml", ".yml", ".json"):
         return read_spec(run)
-    return kuberay.ours(run) or RunSpec.from_dict(read_json(folder_of(run).spec))
+    return on_kubernetes(run) or RunSpec.from_dict(read_json(folder_of(run).spec))
+
+
+def on_kubernetes(run: str) -> Any:
+    """The spec of a run that is on Kubernetes: from its run.yaml, or its name as this machine submitted it. None for others."""
+    from launcher.runspec.file import read_spec
+    from launcher.runspec.model import RunSpec
+    from launcher.storage.runfolder import read_json
+
+    path = Path(run)
+    if path.is_file():
+        spec = read_spec(run)
+        return spec if spec.cluster.to == "kuberay" else None
+    if "/" in run:
+        return None
+    body = read_json(home() / "kuberay" / f"{run}.json")
+    return None if body is None else RunSpec.from_dict(body)
 
 
 def _by_name(name: str) -> Any:

@@ -8,27 +8,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from launcher.errors import one_line
-
-
-def ours(run: str) -> Any:
-    """The spec of a run that is on Kubernetes: from its run.yaml, or its name as this machine submitted it. None for others."""
-    from launcher.cli.finding import home
-    from launcher.runspec.file import read_spec
-    from launcher.runspec.model import RunSpec
-    from launcher.storage.runfolder import read_json
-
-    path = Path(run)
-    if path.is_file():
-        spec = read_spec(run)
-        return spec if spec.cluster.to == "kuberay" else None
-    if "/" in run:
-        return None
-    body = read_json(home() / "kuberay" / f"{run}.json")
-    return None if body is None else RunSpec.from_dict(body)
 
 
 def may_submit_there(spec: Any) -> None:

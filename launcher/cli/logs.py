@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from launcher.cli.finding import RUN_HELP
+from launcher.cli.finding import RUN_HELP, on_kubernetes
 
 POLL_S = 0.5
 LOOK_S = 2.0
@@ -38,7 +38,7 @@ def logs_of(args: argparse.Namespace) -> int:
     """Print, and with -f go on until the run has ended."""
     from launcher.cli import kuberay
 
-    spec = kuberay.ours(args.run)
+    spec = on_kubernetes(args.run)
     if spec is not None:
         return kuberay.logs(spec, args)
     from launcher.cli.finding import folder_of

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.finding import RUN_HELP
+from launcher.cli.finding import RUN_HELP, on_kubernetes
 
 STATUS = (
     "Say in which phase a run is, its step and newest checkpoint, who holds it, and Ray's word for its job. The run's own "
@@ -103,7 +103,7 @@ def status_of(args: argparse.Namespace) -> int:
     """One run, Ray's word for its job included."""
     from launcher.cli import kuberay
 
-    spec = kuberay.ours(args.run)
+    spec = on_kubernetes(args.run)
     if spec is not None:
         return kuberay.status(spec, args)
     from launcher.cli.finding import folder_of, standing_of
@@ -133,7 +133,7 @@ def why(args: argparse.Namespace) -> int:
     """A headline, the evidence, what to do."""
     from launcher.cli import kuberay
 
-    spec = kuberay.ours(args.run)
+    spec = on_kubernetes(args.run)
     if spec is not None:
         return kuberay.why(spec, args)
     from launcher.cli.finding import folder_of, reach, standing_of
