@@ -76,7 +76,7 @@ bench: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml .ci/constraints.txt
-	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[train,plot,parquet,tokenizers,vision,huggingface,lightning,azure,kube,dev]"
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[train,plot,parquet,tokenizers,vision,huggingface,lightning,azure,kube,wandb,mlflow,dev]"
 	@touch $@ .venv/.demo
 
 clean:
