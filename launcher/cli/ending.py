@@ -38,6 +38,18 @@ def register(commands: Any) -> None:
     from launcher.cli.submit import options
 
     resume.add_argument("run", metavar="RUN", help=RUN_HELP)
+    resume.add_argument(
+        "--back-to",
+        type=int,
+        metavar="STEP",
+        help="go on from the newest checkpoint of this step or before, and have newer ones count no more",
+    )
+    resume.add_argument(
+        "--skip",
+        type=_steps,
+        metavar="FIRST:LAST",
+        help="with --back-to: leave the batches of these steps out, as the advice names them",
+    )
     options(resume)
     resume.set_defaults(func=resume_run)
     end = commands.add_parser(
@@ -124,18 +136,30 @@ def stop_run(args: argparse.Namespace) -> int:
     return 0 if word in ("stopped", "finished") else 1
 
 
+def _steps(text: str) -> tuple[int, int]:
+    """FIRST:LAST, for argparse."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text}: give FIRST:LAST, two steps")
+    return int(first), int(last)
+
+
 def resume_run(args: argparse.Namespace) -> int:
     """Submit again, from the run's own spec unless a run.yaml was given."""
     from launcher.cli.submit import hand_in
+    from launcher.errors import WrongInput
 
     spec = on_kubernetes(args.run)
+    if args.skip and args.back_to is None:
+        raise WrongInput("--skip: needs --back-to STEP, the checkpoint to go on from.")
     if spec is not None:
+        if args.back_to is not None:
+            raise WrongInput("--back-to: can't be asked for a run on Kubernetes yet.")
         return hand_in(spec, args, args.run, law=None)
     from pathlib import Path
 
     from launcher.cli.finding import folder_of, standing_of
     from launcher.cli.submit import hand_in
-    from launcher.errors import WrongInput
     from launcher.runspec.file import read_spec
 
     folder = folder_of(args.run)
@@ -144,6 +168,16 @@ def resume_run(args: argparse.Namespace) -> int:
         raise WrongInput(f"{folder.name}: is finished; there is nothing to go on with.")
     spec = read_spec(args.run) if Path(args.run).is_file() else facts.spec
     commit = facts.committed
+    if args.back_to is not None:
+        from launcher.recovery.rollback import go_back
+
+        step, first = go_back(folder, spec, args.back_to, args.skip)
+        left = f", and without the batches of steps {args.skip[0]} to {args.skip[1]}" if args.skip else ""
+        print(
+            f"{folder.name}: goes back to step {step} of {spec.total_steps}: newer checkpoints count no more{left}",
+            file=sys.stderr,
+        )
+        return hand_in(spec, args, args.run, law=None, first=first)
     if commit is not None:
         print(
             f"{folder.name}: goes on from step {commit.fields.get('step')} of {spec.total_steps}, the newest committed checkpoint, "

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,19 @@ def run(args: argparse.Namespace) -> int:
     return hand_in(spec, args, args.run, law=law)
 
 
-def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None) -> int:
+def hand_in(
+    spec: Any,
+    args: argparse.Namespace,
+    said: str,
+    *,
+    law: Path | None,
+    first: Callable[[], None] = lambda: None,
+) -> int:
     """The common end of `submit` and `resume`.
 
     said   how the person named the run, for the commands to go on with
     law    a law to predict from; None registers no prediction and leaves the one there is
+    first  done once it was agreed to, before the run is handed in
     """
     from launcher.cli.finding import remember
     from launcher.data.feed import refuse_unfit
@@ -132,6 +141,7 @@ def hand_in(spec: Any, args: argparse.Namespace, said: str, *, law: Path | None)
     if not args.yes and not agreed(spec, sys.stdin.isatty()):
         print("losscast: not submitted", file=sys.stderr)
         return 1
+    first()
     if prediction is not None:
         print(f"prediction {prediction['digest']}", file=sys.stderr)
     if spec.cluster.to == "kuberay":

@@ -8,6 +8,7 @@ committed checkpoint lies before the onset: a rollback to the seed would be a ne
 Steps count optimizer updates.
 """
 
+import getpass
 import json
 import os
 import threading
@@ -18,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.runspec.model import RunSpec
+from launcher.errors import WrongInput
+from launcher.runspec.model import Entrypoint, RunSpec
 from launcher.storage.runfolder import RunFolder
 
 MOST = 2
@@ -44,14 +46,17 @@ class Rollbacks:
     """What was left out of the data order so far: [step, count], oldest first. Kept in the run's log."""
 
     skips: list[list[int]]
+    unasked: int = 0
+    """Those that no person asked for."""
 
     @classmethod
     def read(cls, folder: RunFolder, spec: RunSpec) -> "Rollbacks":
         """From the log, whose rollback entries say what was left out."""
         from launcher.training.saving import run_log
 
-        entries = run_log(folder).entries()
-        return cls([[int(v) for v in e.fields["skip"]] for e in entries if e.kind == "rollback"])
+        found = [e for e in run_log(folder).entries() if e.kind == "rollback"]
+        skips = [[int(v) for v in e.fields["skip"]] for e in found]
+        return cls(skips, sum(not e.fields.get("asked") for e in found))
 
     def add(self, folder: RunFolder, attempt: int, ask: RollBack) -> None:
         """Make checkpoints from the onset on void, and leave the batches out: one entry of the log, so both or neither."""
@@ -60,9 +65,48 @@ class Rollbacks:
         skip = [ask.onset, ask.called - ask.onset + 1]
         run_log(folder).append("rollback", attempt, step=ask.onset - 1, skip=skip, why=ask.why)
         self.skips.append(skip)
+        self.unasked += 1
 
     def told(self) -> str:
-        return f"{len(self.skips)} of at most {MOST} rollbacks"
+        return f"{self.unasked} of at most {MOST} rollbacks"
+
+
+def go_back(
+    folder: RunFolder, spec: RunSpec, step: int, skip: tuple[int, int] | None
+) -> tuple[int, Callable[[], None]]:
+    """A rollback that a person asks for: the step it ends at, and what makes it so. Nothing is changed before that is called.
+
+    step  the run goes on from its newest checkpoint of this step or before; newer ones become void
+    skip  first and last step whose batches are left out from now on
+
+    Raises WrongInput.
+    """
+    from launcher.training.saving import run_log
+
+    log = run_log(folder)
+    steps = [int(e.fields["step"]) for e in log.commits()]
+    target = max((s for s in steps if s <= step), default=None)
+    if target is None:
+        have = f"the oldest is of step {min(steps)}" if steps else "it has none"
+        raise WrongInput(
+            f"--back-to {step}: {folder.name} has no committed checkpoint of that step or before; {have}."
+        )
+    if skip is not None and isinstance(spec.workload, Entrypoint):
+        raise WrongInput(f"--skip: {folder.name} picks its own batches, so losscast can leave none out.")
+    if skip is not None and not target < skip[0] <= skip[1] <= spec.total_steps:
+        raise WrongInput(
+            f"--skip {skip[0]}:{skip[1]}: give first and last step, both after step {target} and up to {spec.total_steps}."
+        )
+    left_out = [target + 1, 0] if skip is None else [skip[0], skip[1] - skip[0] + 1]
+
+    def write() -> None:
+        newest = log.newest_attempt()
+        assert newest is not None  # it made the checkpoints
+        log.append(
+            "rollback", newest.attempt, step=target, skip=left_out, why="asked for", asked=getpass.getuser()
+        )
+
+    return target, write
 
 
 def wanted(advice: Any, alerts: Any, *, resumed_at: int, seen: int) -> tuple[int, int, str] | None:
@@ -138,7 +182,7 @@ class Adviser:
             return None
         onset, called, why = found
         refusal = ""
-        if len(rollbacks.skips) >= MOST:
+        if rollbacks.unasked >= MOST:
             refusal = f"it went back {MOST} times already"
         elif not 0 < committed() < onset:
             refusal = f"no committed checkpoint lies before step {onset}"
