@@ -15,7 +15,7 @@ from launcher.recovery.elastic import fitted, to_universal  # noqa: E402
 from launcher.recovery.owning import Ownership  # noqa: E402
 from launcher.recovery.rank import RankProcess  # noqa: E402
 from launcher.runspec.model import RunSpec  # noqa: E402
-from launcher.storage.runfolder import RunFolder  # noqa: E402
+from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from tests.faults.training import spec_of  # noqa: E402
 
 
@@ -24,6 +24,7 @@ def test_half_the_ranks_go_on_with_the_same_losses(tmp_path: Path, zero: int) ->
     spec = spec_of(tmp_path, "half", steps=60, every=20, zero=zero)
     folder = RunFolder.of(spec.checkpoints.url, spec.name)
     folder.path.mkdir(parents=True)
+    write_whole(folder.spec, spec.to_dict())
     owner = Ownership(folder, spec, "s", print)
     owner.take()
     ranks = [RankProcess({"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}) for _ in range(2)]
