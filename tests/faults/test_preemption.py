@@ -25,7 +25,7 @@ from launcher.jobs.local_ray import free_port  # noqa: E402
 from launcher.recovery.owning import Ownership  # noqa: E402
 from launcher.recovery.preempt import Sentry  # noqa: E402
 from launcher.recovery.rank import RankProcess  # noqa: E402
-from launcher.storage.runfolder import RunFolder  # noqa: E402
+from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from launcher.training.saving import newest_verified, run_log  # noqa: E402
 from tests.faults.training import spec_of, until  # noqa: E402
 
@@ -93,6 +93,7 @@ def test_every_notice_has_a_commit_in_time_and_the_last_one_costs_nothing_commit
     spec = spec_of(tmp_path, "spot", steps=1_000_000, every=1_000_000, dp=1)
     folder = RunFolder.of(spec.checkpoints.url, spec.name)
     folder.path.mkdir(parents=True)
+    write_whole(folder.spec, spec.to_dict())
     dice = random.Random(SEED)
     owner = Ownership(folder, spec, "s", print)
     owner.take()
