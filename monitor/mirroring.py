@@ -70,9 +70,10 @@ def mirror(
     last, told, ready = sink.newest(), 0, -1
     while True:
         try:
-            ended = ask(f"/v1/runs/{run}")["phase"] == "ended"
+            standing = ask(f"/v1/runs/{run}")
+            ended = standing["phase"] == "ended"
             newest = last
-            for sample in _after(ask, run, last):
+            for sample in _between(ask, run, last, standing.get("step")):
                 newest = max(newest, sample["step"])
                 if not follow or ended or sample["step"] <= ready:
                     sink.tell(sample["step"], float(sample.get("time") or 0.0), values_of(sample))
@@ -88,12 +89,10 @@ def mirror(
         sleep(every_s)
 
 
-def _after(ask: Callable[[str], Any], run: str, last: int) -> Any:
-    """Samples of the steps after `last`, in order."""
-    newest = ask(f"/v1/runs/{run}").get("step")
+def _between(ask: Callable[[str], Any], run: str, last: int, newest: int | None) -> Any:
+    """Samples of the steps after `last` up to `newest` at least, in order. None: it has made none."""
     while newest is not None and last < newest:
-        found = ask(f"/v1/runs/{run}/samples?from={last + 1}&to={last + BLOCK}")["samples"]
-        yield from found
+        yield from ask(f"/v1/runs/{run}/samples?from={last + 1}&to={last + BLOCK}")["samples"]
         last += BLOCK
 
 
@@ -178,7 +177,9 @@ class TensorBoard:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:
-            raise Failed("TensorBoard's event files need it: pip install 'losscast[tensorboard]'") from None
+            raise Failed(
+                "TensorBoard's event files need it: pip install 'losscast[tensorboard]', or export to .csv"
+            ) from None
         place = folder / run
         if place.exists() and any(place.iterdir()):
             raise WrongInput(

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import Failed, WrongInput
+from monitor.mirroring import TensorBoard, values_of
 from monitor.schema import is_run_id
-from monitor.store.columns import BAND, Damaged, unpack
+from monitor.store.columns import Damaged, unpack
 from monitor.store.facts import AttemptFacts, RunFacts, from_bytes, seal
 from monitor.store.ingest import note_event, note_samples
 from monitor.store.reading import FIELDS, rows, samples
@@ -415,35 +416,12 @@ def _parquet(target: Path, run: str, names: tuple[str, ...], table: list[dict[st
 
 def _tensorboard(folder: Path, run: str, table: list[dict[str, Any]]) -> int:
     """An event file of every number there is, under FOLDER/RUN, with what was expected beside what was."""
-    try:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-        raise Failed(
-            "TensorBoard's event files need it: pip install 'losscast[tensorboard]', or export to .csv"
-        ) from None
-    place = folder / run
-    if place.exists() and any(place.iterdir()):
-        raise WrongInput(
-            f"{place}: holds something already; TensorBoard would show both as one. Give another folder"
-        )
-    place.mkdir(parents=True, exist_ok=True)
-    messages: Any = event_pb2  # made by protobuf when it is imported: no types to see
-    summaries: Any = summary_pb2
-    writer = EventFileWriter(str(place))
+    sink = TensorBoard(run, folder)
     for row in table:
-        values = [
-            summaries.Summary.Value(
-                tag=f"line/{name}" if name in BAND else name, simple_value=float(row[name])
-            )
-            for name in FIELDS
-            if name not in ("step", "time") and row.get(name) is not None
-        ]
         time_s = row.get("time")
         at = time_s if isinstance(time_s, float) else 0.0
-        message = messages.Event(step=int(row["step"]), wall_time=at, summary=summaries.Summary(value=values))
-        writer.add_event(message)
-    writer.close()
+        sink.tell(int(row["step"]), at, values_of({name: row.get(name) for name in FIELDS}))
+    sink.close()
     return len(table)
 
 
