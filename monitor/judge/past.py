@@ -6,7 +6,7 @@ samples however long the run is.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import Any
 
 KEEP = 64
@@ -54,6 +54,10 @@ class Past:
             return self.levels[0] if step == steps[0] else None
         share = (step - steps[i - 1]) / (steps[i] - steps[i - 1])
         return self.levels[i - 1] + share * (self.levels[i] - self.levels[i - 1])
+
+    def step_at(self, step: float) -> float:
+        """The step of the last point at or before this one: a step that was seen. The first point's where there is none."""
+        return self.steps[max(0, bisect_right(self.steps, step) - 1)]
 
     def lr_at(self, step: float) -> float:
         """The learning rate of the last point at or before a step; infinite where it is not known, so that nothing is

@@ -59,7 +59,7 @@ class Plateau(Held):
         pace = (since + 3.0 * noise) / should
         self._flat = self._flat + 1.0 if pace < PACE else 0.0
         if self._flat >= LOOKS and "LossPlateau" not in self._open:
-            onset = int(early)
+            onset = int(past.step_at(early))
             self._call(
                 "LossPlateau", "warning", sample.step, onset, self.raw.base, later - 0.7 * should, opened
             )
