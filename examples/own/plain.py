@@ -45,6 +45,7 @@ def main():
         engine.step()
         if engine.is_gradient_accumulation_boundary() and torch.distributed.get_rank() == 0:
             print(f"loss {loss.item():.6f}", flush=True)
+    torch.distributed.destroy_process_group()  # without it gloo's threads abort some Pythons that are about to exit
 
 
 if __name__ == "__main__":

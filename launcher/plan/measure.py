@@ -133,6 +133,9 @@ def main(argv: list[str]) -> Any:
     with open(argv[0]) as file:
         spec = RunSpec.from_dict(json.load(file))
     print(f"PEAK {_rank(spec)}", flush=True)
+    from launcher.training.engine import leave
+
+    leave()
 
 
 if __name__ == "__main__":
