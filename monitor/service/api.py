@@ -31,7 +31,7 @@ from monitor.service.tokens import SESSION_S, Token
 from monitor.store.columns import Damaged
 from monitor.store.facts import RunFacts
 from monitor.store.ingest import Refused, Taken
-from monitor.store.reading import LAST, rows, thinned
+from monitor.store.reading import LAST, rows
 from monitor.web import HEADERS, static_routes
 from monitor.web.runbook import runbook_routes
 from monitor.wire import BadLine, TooLarge, inflate, parse
@@ -175,11 +175,7 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
         facts = run_of(request)
         first, last = _count(request, "from", 0), _count(request, "to", LAST)
         most, attempt = _count(request, "max", 0), _count(request, "attempt", -1)
-        parts = monitor.samples(facts, first, last, None if attempt < 0 else attempt)
-        total = sum(columns.n for _, columns in parts)
-        fewer = 0 < most < total
-        if fewer:
-            parts = [(a, thinned(c, max(1, most * c.n // total))) for a, c in parts]
+        total, fewer, parts = monitor.samples(facts, first, last, None if attempt < 0 else attempt, most)
 
         def answer() -> Iterator[bytes]:
             yield b'{"run":"%s","thinned":%s,"total":%d,"samples":[' % (

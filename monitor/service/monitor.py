@@ -24,11 +24,12 @@ from monitor.service.attention import EVERY, Attention, shown
 from monitor.service.exporter import Exporter, Figures, Totals
 from monitor.service.laws import Laws
 from monitor.service.tokens import Tokens
+from monitor.service.views import Parts, Views, thinned
 from monitor.store.columns import Damaged
 from monitor.store.facts import RunFacts
 from monitor.store.ingest import Ingest, Refused
 from monitor.store.merging import Merger
-from monitor.store.reading import LAST, samples, spans
+from monitor.store.reading import LAST, find, spans
 from monitor.store.store import Store
 
 STATE_OF = {
@@ -90,6 +91,7 @@ class Monitor:
         self.judging: Judging | Apart = (Apart if apart else Judging)(
             self.store, self.ingest.submit_judged, settings=settings, clock=clock, changed=self._changed
         )
+        self.views = Views(self.store)
         self.merger = Merger(self.store, self.ingest.merge)
         self.exporter = Exporter(self.figures, self.totals, version, self._gauges, url)
 
@@ -343,11 +345,18 @@ class Monitor:
         }
 
     def samples(
-        self, facts: RunFacts, first: int = 0, last: int = LAST, attempt: int | None = None
-    ) -> list[Any]:
-        """(attempt, columns) of its samples; see `monitor.store.reading`. Raises Damaged."""
+        self, facts: RunFacts, first: int = 0, last: int = LAST, attempt: int | None = None, most: int = 0
+    ) -> tuple[int, bool, Parts]:
+        """(samples there are, whether some are left out, the others by attempt); see `monitor.store.reading`.
+
+        most  about so many of them; 0 for all
+
+        Raises Damaged.
+        """
         pending = [(of, band_columns(flat)) for of, flat in self.judging.pending_bands(facts.run_id) if flat]
-        return samples(self.store, facts, pending, first=first, last=last, attempt=attempt)
+        if most > 0 and first <= 0 and last >= LAST and attempt is None:
+            return self.views.whole(facts, pending, most)
+        return thinned(find(self.store, facts, pending, first=first, last=last, attempt=attempt), most)
 
     # /metrics
 

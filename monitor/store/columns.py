@@ -136,6 +136,38 @@ def join(parts: Iterable[Columns], names: tuple[str, ...] = COLUMNS) -> Columns:
     return Columns(n, {name: np.concatenate([part.get(name) for part in parts]) for name in present}, extra)
 
 
+class Pieces:
+    """Chunks as if they lay one after the other; only the columns and samples that are asked for are put together."""
+
+    def __init__(self, parts: list[Columns], names: tuple[str, ...] = COLUMNS):
+        self.parts = parts
+        self.names = [name for name in names if any(name in part.of for part in parts)]
+        self.ends = np.cumsum([part.n for part in parts], dtype=np.int64)
+        """Of each part: how many samples there are up to its end."""
+
+    def column(self, name: str) -> Floats:
+        """One column of all samples, MISSING where a part lacks it."""
+        found = [part.get(name) for part in self.parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def take(self, index: NDArray[np.intp]) -> Columns:
+        """The samples at these positions, with all their columns. Extras are those of all the parts that were touched."""
+        if 2 * len(index) > self.ends[-1]:  # most of them: column by column is quicker than part by part
+            return join(self.parts, tuple(self.names)).take(index)
+        part_of = np.searchsorted(self.ends, index, side="right")
+        out = Columns(len(index), {name: np.empty(len(index)) for name in self.names})
+        order = np.argsort(part_of, kind="stable")
+        touched, starts = np.unique(part_of[order], return_index=True)
+        for k, rows in zip(touched.tolist(), np.split(order, starts[1:]), strict=True):
+            part = self.parts[k]
+            at = index[rows] - (self.ends[k] - part.n)
+            for name, column in out.of.items():
+                found = part.of.get(name)
+                column[rows] = MISSING if found is None else found[at]
+            out.extra.update(part.extra)
+        return out
+
+
 def join_packed(blobs: list[bytes], names: tuple[str, ...] = COLUMNS) -> bytes:
     """Chunks one after the other, as one. Raises Damaged."""
     heads = {blob[: HEAD.size] for blob in blobs}

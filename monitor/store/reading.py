@@ -5,12 +5,13 @@ number, all that it sent is given, superseded or not.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.store.columns import BAND, COLUMNS, Columns, Damaged, join, missing, unpack
+from monitor.store.columns import BAND, COLUMNS, Columns, Damaged, Floats, Pieces, missing, unpack
 from monitor.store.facts import AttemptFacts, RunFacts
 from monitor.store.query import Reader
 from monitor.store.tables import ChunkRow
@@ -36,6 +37,29 @@ def spans(attempts: list[AttemptFacts]) -> list[tuple[int, int, int]]:
     return out[::-1]
 
 
+@dataclass(slots=True)
+class Found:
+    """What one attempt has to say: `index` are the positions in `pieces` of its samples in order of step, each step once."""
+
+    attempt: int
+    pieces: Pieces
+    index: NDArray[np.intp]
+    bands: list[Columns]
+
+    def columns(self, kept: NDArray[np.intp] | slice = slice(None)) -> Columns:
+        """The samples at the places `kept` of `index`, with what was expected of them."""
+        return _with_bands(self.pieces.take(self.index[kept]), self.bands)
+
+    def thinned(self, most: int) -> Columns:
+        """As `thinned` has them, and nothing else is put together."""
+        loss = self.pieces.column("loss")[self.index]
+        kept = thin(Columns(len(loss), {"loss": loss}), most)
+        out = self.columns(kept)
+        if len(kept) < len(loss):
+            out.of["mean"] = _means(loss, most, kept)
+        return out
+
+
 def samples(
     store: Reader,
     facts: RunFacts,
@@ -45,24 +69,40 @@ def samples(
     last: int = LAST,
     attempt: int | None = None,
 ) -> list[tuple[int, Columns]]:
-    """(attempt, its samples with what was expected of them) in order of step, each step once.
+    """(attempt, its samples with what was expected of them) in order of step, each step once. See `find`."""
+    return [
+        (found.attempt, found.columns())
+        for found in find(store, facts, pending, first=first, last=last, attempt=attempt)
+    ]
+
+
+def find(
+    store: Reader,
+    facts: RunFacts,
+    pending: Sequence[tuple[int, Columns]],
+    *,
+    first: int = 0,
+    last: int = LAST,
+    attempt: int | None = None,
+) -> list[Found]:
+    """Each attempt's samples of steps first..last, as of one moment, put together no further than need be.
 
     pending  attempt and bands that are not in the store yet
 
     Raises Damaged.
     """
     with store.at_once():
-        return _samples(store, facts, pending, first, last, attempt)
+        return _find(store, facts, pending, first, last, attempt)
 
 
-def _samples(
+def _find(
     store: Reader,
     facts: RunFacts,
     pending: Sequence[tuple[int, Columns]],
     first: int,
     last: int,
     attempt: int | None,
-) -> list[tuple[int, Columns]]:
+) -> list[Found]:
     wanted = spans(facts.attempts) if attempt is None else [(attempt, 0, LAST)]
     known = store.run(facts.run)  # as of the last commit; what the writer holds may be ahead of it
     if known is None and facts.samples and not pending:
@@ -79,24 +119,28 @@ def _samples(
         _without_a_hole(store, facts, number, chunks, of)
         if not chunks:
             continue
-        whole = join(unpack(c.body) for c in chunks)
-        step = whole.get("step")
-        keep = (step >= low) & (step <= high)
-        order = np.argsort(step[keep], kind="stable")
-        whole = whole.take(np.flatnonzero(keep)[order])
-        if not whole.n:
+        pieces = Pieces([unpack(c.body) for c in chunks])
+        index = _in_order(pieces.column("step"), low, high)
+        if not len(index):
             continue
-        step = whole.get("step")
-        newest = np.append(step[1:] != step[:-1], True)  # a step sent twice in one attempt: the later one
-        if not newest.all():
-            whole = whole.take(newest)
         bands = [
             unpack(body, BAND)
             for body in store.bands(facts.run_id, number, chunks[0].first_ord, chunks[-1].ord)
         ]
         bands += [band for of, band in pending if of == number]
-        out.append((number, _with_bands(whole, bands)))
+        out.append(Found(number, pieces, index, bands))
     return out
+
+
+def _in_order(step: Floats, low: int, high: int) -> NDArray[np.intp]:
+    """Positions of the steps low..high in rising order; of a step that was sent twice, the later one."""
+    index = np.flatnonzero((step >= low) & (step <= high))
+    step = step[index]
+    if np.all(step[1:] > step[:-1]):
+        return index
+    order = np.argsort(step, kind="stable")
+    step = step[order]
+    return index[order][np.append(step[1:] != step[:-1], True)]
 
 
 def _without_a_hole(
@@ -129,20 +173,20 @@ def _without_a_hole(
 
 
 def _with_bands(whole: Columns, bands: list[Columns]) -> Columns:
-    if not bands:
+    if not any(band.n for band in bands):
         return whole
-    band = join(bands, BAND)
-    seq = band.get("seq")
-    order = np.argsort(seq, kind="stable")
-    seq = seq[order]
+    pieces = Pieces(bands, BAND)
+    seq, order = pieces.column("seq"), None
+    if not np.all(seq[1:] >= seq[:-1]):
+        order = np.argsort(seq, kind="stable")
+        seq = seq[order]
     wanted = whole.get("seq")
     at = np.minimum(np.searchsorted(seq, wanted), len(seq) - 1)
     hit = seq[at] == wanted
+    expected = pieces.take(at if order is None else order[at])
     of = dict(whole.of)
     for name in BAND[2:]:
-        column = band.get(name)[order][at]
-        column[~hit] = np.nan
-        of[name] = column
+        of[name] = np.where(hit, expected.get(name), np.nan)
     return Columns(whole.n, of, whole.extra)
 
 
@@ -179,16 +223,19 @@ def thinned(columns: Columns, most: int) -> Columns:
     kept = thin(columns, most)
     if len(kept) == columns.n:
         return columns
-    n, loss = columns.n, columns.get("loss")
-    edges = np.unique(np.linspace(0, n, max(1, (most - 2) // 3) + 1).astype(np.int64))
+    out = columns.take(kept)
+    out.of["mean"] = _means(columns.get("loss"), most, kept)
+    return out
+
+
+def _means(loss: Floats, most: int, kept: NDArray[np.intp]) -> Floats:
+    edges = np.unique(np.linspace(0, len(loss), max(1, (most - 2) // 3) + 1).astype(np.int64))
     finite = np.isfinite(loss)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.add.reduceat(np.where(finite, loss, 0.0), edges[:-1]) / np.add.reduceat(
             finite, edges[:-1], dtype=np.int64
         )
-    out = columns.take(kept)
-    out.of["mean"] = mean[np.minimum(np.searchsorted(edges, kept, side="right") - 1, len(mean) - 1)]
-    return out
+    return mean[np.minimum(np.searchsorted(edges, kept, side="right") - 1, len(mean) - 1)]
 
 
 def rows(parts: list[tuple[int, Columns]], block: int = 5000) -> Iterator[list[dict[str, Any]]]:
