@@ -55,7 +55,7 @@ class Stats:
     refused: int
     """Refused by the monitor for good, by 400, 409 or 422."""
     damaged: int
-    """Found damaged in the spool."""
+    """Found damaged in the spool, or gone from it."""
     away: bool
     """The last request failed."""
     last_error: str | None
@@ -150,7 +150,7 @@ class Reporter:
         if self._spool is None:
             return True
         if reason is not None:
-            self._event("run_ended", {"reason": reason})
+            self._event("run_ended", {"reason": reason, **self._lost()})
         atexit.unregister(self._drain)
         until = time.monotonic() + timeout_s
         self._drain()
@@ -185,6 +185,12 @@ class Reporter:
             last_error=self._last_error,
         )
 
+    def _lost(self) -> dict[str, int]:
+        """Counts of lines that will never be sent; none where nothing was lost."""
+        spool = self._spool
+        lost = {"thinned": spool.thinned, "damaged": spool.damaged, "dropped": self._dropped} if spool else {}
+        return {name: count for name, count in lost.items() if count}
+
     def _event(self, name: str, fields: dict[str, Any]) -> None:
         if self._spool is not None:
             self._queue.append((name, time.time(), fields))
@@ -196,8 +202,7 @@ class Reporter:
             try:
                 self._drain()
                 if time.monotonic() - self._last_line_s >= self._heartbeat_s:
-                    lost = {"thinned": self._spool.thinned, "dropped": self._dropped} if self._spool else {}
-                    self._event("heartbeat", {k: v for k, v in lost.items() if v})
+                    self._event("heartbeat", self._lost())
             except Exception as error:  # a thread that dies would be silent for the rest of the run
                 self._say("drain", f"reporting goes on after an error: {error!r}")
 
@@ -246,6 +251,10 @@ class Reporter:
                     self._wake.clear()
                     continue
                 segment, lines = taken
+                if segment.lost:
+                    self._say(
+                        "damaged", f"{segment.path}: {segment.lost} lines were damaged or gone, and are lost"
+                    )
                 if self._deliver(lines):
                     self._spool.drop(segment)  # type: ignore[union-attr]
                     wait_s = 0.0

@@ -3,7 +3,8 @@
 A reporter owns one folder `<run>.<attempt>.<n>` under the spool folder and holds a lock on it while it lives. A
 later reporter of the same run adopts folders whose owner died, oldest attempt first, so that nothing a crashed
 attempt said is lost. In a segment every line is `crc32 json`: a torn or flipped line is found, counted and left
-out, and the lines around it are still good.
+out, and the lines around it are still good. A segment is called `<number>-<lines>.seg`, after each write anew, so that lines
+cut off its end are counted too.
 
 Bounded: past `limit_bytes` the least thinned, oldest segment loses every second sample, again and again. Events
 and samples with a non-finite loss are never thinned. Where the disk refuses (full, read-only), segments live in
@@ -40,6 +41,8 @@ class Segment:
     """Bytes."""
     thinned: int = 0
     """How often every second sample was taken out."""
+    lost: int = 0
+    """Lines of it that were found damaged or gone, and are counted."""
     busy: bool = False
     """Being sent: leave it as it is."""
 
@@ -73,7 +76,7 @@ class Spool:
         self.thinned = 0
         """Samples taken out to keep the bound."""
         self.damaged = 0
-        """Lines left out because their checksum was wrong, or whose segment can't be read."""
+        """Lines left out because their checksum was wrong, or that are gone from their segment."""
         self.disk_error: str | None = None
         """Why lines are kept in memory, when they are."""
         self._lock = threading.RLock()
@@ -118,7 +121,7 @@ class Spool:
             sealed = b"".join(map(seal, lines))
             try:
                 if self._open is None:
-                    path = self._home / f"{self._next:010d}.seg"
+                    path = self._home / f"{self._next:010d}-0.seg"
                     self._open = open(path, "ab", buffering=0)  # noqa: SIM115
                     self._next += 1
                     self._segments.append(Segment(path))
@@ -128,6 +131,9 @@ class Spool:
                     raise OSError(28, "the disk is full")
                 segment.count += len(lines)
                 segment.size += len(sealed)
+                with contextlib.suppress(OSError):  # a name that says fewer accuses nobody
+                    assert segment.path is not None
+                    segment.path = segment.path.rename(_named(segment.path, segment.count))
                 if segment.count >= SEGMENT_LINES or segment.size >= SEGMENT_BYTES:
                     self._roll()
                 return
@@ -203,7 +209,7 @@ class Spool:
             return
         for segment in self._segments:
             if segment.path is None and not segment.busy:
-                path = self._home / f"{self._next:010d}.seg"
+                path = self._home / f"{self._next:010d}-{segment.count}.seg"
                 try:
                     path.write_bytes(b"".join(map(seal, segment.lines)))
                 except OSError:
@@ -226,10 +232,11 @@ class Spool:
         try:
             sealed = segment.path.read_bytes().splitlines(keepends=True)
         except OSError:
-            self.damaged += segment.count
-            return []
+            sealed = []
         lines = [line for s in sealed if (line := unseal(s)) is not None]
-        self.damaged += len(sealed) - len(lines)
+        lost = max(segment.count, len(sealed)) - len(lines)
+        self.damaged += max(0, lost - segment.lost)
+        segment.lost = max(lost, segment.lost)
         return lines
 
     def _thin(self) -> bool:
@@ -258,7 +265,7 @@ class Spool:
         return True
 
     def _rewrite(self, segment: Segment, lines: list[bytes]) -> None:
-        segment.count = len(lines)
+        segment.count, segment.lost = len(lines), 0
         if segment.path is None:
             segment.lines, segment.size = lines, sum(map(len, lines))
             return
@@ -266,8 +273,11 @@ class Spool:
         scratch = segment.path.with_suffix(".new")
         try:
             scratch.write_bytes(sealed)
-            os.replace(scratch, segment.path)
-            segment.size = len(sealed)
+            fresh = _named(segment.path, segment.count)
+            os.replace(scratch, fresh)
+            if fresh != segment.path:
+                segment.path.unlink(missing_ok=True)
+            segment.path, segment.size = fresh, len(sealed)
         except OSError:  # no room even for half of it: give it up
             self.thinned += len(lines)
             self.drop(segment)
@@ -291,10 +301,15 @@ class Spool:
             if lock is None:
                 continue
             self._locks.append(lock)
-            segments = sorted(home.glob("*.seg"))
-            for path in segments:
+            segments: dict[str, Path] = {}
+            for path in sorted(home.glob("*.seg"), key=_numbers):
+                number, count = _numbers(path)
+                if segments.setdefault(number, path) != path:
+                    path.unlink()  # as it was before it was thinned
+                    continue
                 data = path.read_bytes()
-                self._segments.append(Segment(path, count=data.count(b"\n"), size=len(data)))
+                count = max(count, data.count(b"\n"))
+                self._segments.append(Segment(path, count=count, size=len(data)))
             if not segments:
                 self._remove_if_empty(home)
 
@@ -306,6 +321,17 @@ class Spool:
                 home.rmdir()
         except OSError:
             pass
+
+
+def _numbers(path: Path) -> tuple[str, int]:
+    """A segment's number, and how many lines its name says it has; 0 where it doesn't say."""
+    number, _, count = path.stem.partition("-")
+    return number, int(count) if count.isdecimal() else 0
+
+
+def _named(path: Path, count: int) -> Path:
+    """What a segment of so many lines is called."""
+    return path.with_name(f"{_numbers(path)[0]}-{count}.seg")
 
 
 def _age(home: Path) -> tuple[int, int]:

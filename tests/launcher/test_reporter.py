@@ -280,7 +280,7 @@ def test_a_damaged_line_is_counted_and_its_neighbours_are_delivered(service: Ser
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_moves_the_spool_into_memory(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "run-a", 1)
-    (tmp_path / "run-a.1.0" / "0000000000.seg").symlink_to("/dev/full")
+    (tmp_path / "run-a.1.0" / "0000000000-0.seg").symlink_to("/dev/full")
     spool.append([line(1), line(2)])
     assert spool.disk_error is not None
     spool.append([line(3)])
