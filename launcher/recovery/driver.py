@@ -8,6 +8,7 @@ A Ray job's entrypoint may be started twice; the run's log lets only one of the 
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from infra.objects import Missing
 from launcher.data.tokens import cache_folder
 from launcher.errors import Held, WrongInput
 from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal, to_universal
@@ -34,7 +36,7 @@ from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
 from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log, job_output, note_failure
-from launcher.storage.remote import forget_stop, refresh, within_reach
+from launcher.storage.remote import forget_stop, refresh, store_of, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, read_json
 from launcher.training.assignment import Assignment, Outcome
 from launcher.training.saving import newest_verified, present
@@ -47,8 +49,15 @@ STORAGE_WAITS_S = (1.0, 2.0, 5.0, 15.0)
 STORAGE_PATIENCE_S = float(os.environ.get("LOSSCAST_STORAGE_WAIT_S", "3600"))
 """How long the driver waits for storage that is gone before it gives up."""
 
+TELL_BOOKS_S = 300.0
+"""Between two words to the monitor on what became of the run's time, while all goes well."""
+
 END_PATIENCE_S = 30.0
 """How long a second start of the entrypoint waits for the first one's last word."""
+
+
+BY_HAND = "by-hand"
+"""The submission of a driver that was given none: no two starts of it are the same."""
 
 
 def say(message: str) -> None:
@@ -96,6 +105,7 @@ class Driver:
         self.owner: Any = None
         self.attempt = 0
         self._looked = 0.0
+        self._told = time.monotonic()
         self._growing = False
         self._began, self._from = 0.0, 0
         self._saving = False
@@ -134,6 +144,8 @@ class Driver:
         lost = self.ledger.settle(step, time.monotonic())
         if lost:
             say(f"{self.spec.name}: {lost} steps since the last commit are trained again")
+        if self.ledger.total_s:
+            self.ledger.write(self.folder.path / "goodput.json")
         waited = time.monotonic()
         ready = self.group.assemble()
         here = fitted(self.spec, ready)
@@ -189,6 +201,8 @@ class Driver:
         self.ledger.saw(seen.reached, now, seen.age_s)
         if self.owner.lost is not None:
             raise LeaseGone(self.owner.lost)
+        if self.ledger.keep(self.owner.committed()):
+            self._keep_books(now)
         if self._saving:
             self._saving = False
             say(f"{self.spec.name}: asked for a checkpoint: at the next step")
@@ -271,6 +285,13 @@ class Driver:
         self.owner.tell("goodput", self.attempt, step=outcome.step, **self.ledger.fields())
         return 0
 
+    def _keep_books(self, now: float) -> None:
+        """A commit was booked: write the books down, and tell the monitor of them, less often."""
+        self.ledger.write(self.folder.path / "goodput.json")
+        if now - self._told > TELL_BOOKS_S:
+            self._told = now
+            self.owner.tell("goodput", self.attempt, step=self.owner.committed(), **self.ledger.fields())
+
     def _close_books(self) -> None:
         self.ledger.settle(last_commit(self.folder), time.monotonic())
         say(f"{self.spec.name}: {self.ledger.told()}; restarts: {self.restarts.told()}")
@@ -292,6 +313,8 @@ def drive(folder: RunFolder, submission: str, join: Callable[[], object]) -> int
     spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
     try:
         patiently(lambda: wait_for_turn(folder, submission, say), "see who holds the run")
+        if submission != BY_HAND and read_end(folder, submission) == 0:
+            raise AlreadyOver("the run was finished or stopped")
     except AlreadyOver as over:
         status = ended_with(folder, submission)
         say(f"{spec.name}: {over} under this very submission, with status {status}: nothing is begun again")
@@ -333,18 +356,26 @@ def drive(folder: RunFolder, submission: str, join: Callable[[], object]) -> int
 
 def ended_with(folder: RunFolder, submission: str) -> int:
     """The status that another start of this submission's entrypoint ended with; waits a little for it to be written."""
-    path = job_log(folder, submission).with_suffix(".end.json")
     until = time.monotonic() + END_PATIENCE_S
     while time.monotonic() < until:
-        with contextlib.suppress(OSError, ValueError):
-            if isinstance(status := (read_json(path) or {}).get("status"), int):
-                return status
+        if (status := read_end(folder, submission)) is not None:
+            return status
         time.sleep(0.5)
     return 0
 
 
+def read_end(folder: RunFolder, submission: str) -> int | None:
+    """The status that an earlier start of this submission's entrypoint ended with; None where none is known."""
+    key = job_log(folder, submission).with_suffix(".end.json").relative_to(folder.path).as_posix()
+    with contextlib.suppress(Missing, OSError, ValueError):
+        said = json.loads(store_of(folder).get(key))
+        if isinstance(said, dict) and isinstance(status := said.get("status"), int):
+            return status
+    return None
+
+
 def main(argv: list[str]) -> int:
-    folder, submission = RunFolder.at(argv[0]), argv[1] if len(argv) > 1 else "by-hand"
+    folder, submission = RunFolder.at(argv[0]), argv[1] if len(argv) > 1 else BY_HAND
     with job_output(folder, submission) as end:
         end.status = work(folder, submission)
         return end.status

@@ -5,8 +5,10 @@
     idle     everything else while ranks were held: starting, loading, saving, waiting before a restart
 
 An attempt's time between its first and its last step is shared out over its steps evenly. On CPU a rank counts as one
-GPU. The ledger is kept in the run's folder, so that it goes on through every driver of the run; the time between two
-drivers is nobody's and not counted. Seconds, except where dollars are named.
+GPU. What a commit holds is booked once the driver has seen the commit, so that the books of a run that lives are true up
+to its newest checkpoint; where the run has to go on from an older one, useful seconds become lost ones. The ledger is
+kept in the run's folder, so that it goes on through every driver of the run; the time between two drivers is nobody's
+and not counted. Seconds, except where dollars are named.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -28,6 +30,9 @@ class Attempt:
     last_step: float | None = None
     reached: int = 0
     ended: float = 0.0
+    booked_steps: int = 0
+    """Before `start_step`, and booked as useful already: `Ledger.keep` moves `began` and `start_step` on."""
+    booked_s: float = 0.0
 
 
 @dataclass
@@ -81,18 +86,34 @@ class Ledger:
         if not self.open:
             return 0
         a = self.open.pop()
-        ended = a.ended or now
-        trained = max(0, a.reached - a.start_step)
+        trained, span = _trained(a, a.ended or now)
         kept = min(max(0, kept_step - a.start_step), trained)
-        # first to last step seen is one step less than was trained: the first one's own time is added
-        span = (a.last_step or 0.0) - (a.first_step or 0.0) if a.first_step is not None else 0.0
-        span = min(span * trained / (trained - 1) if trained > 1 else span, ended - a.began)
         useful = span * kept / trained if trained else 0.0
-        self.useful_s += a.ranks * useful
-        self.lost_s += a.ranks * (span - useful)
+        void = min(max(0, a.start_step - kept_step), a.booked_steps)
+        undone = a.booked_s * void / a.booked_steps if void else 0.0
+        self.useful_s += a.ranks * (useful - undone)
+        self.lost_s += a.ranks * (span - useful + undone)
         self.idle_s += a.ranks * max(0.0, now - a.began - span)
-        self.steps_lost += trained - kept
-        return trained - kept
+        self.steps_lost += trained - kept + void
+        return trained - kept + void
+
+    def keep(self, kept_step: int) -> bool:
+        """A commit of the open attempt is known: book its steps and what came before them. The attempt stays open with
+        the rest. False, and nothing is booked, as long as no step after the commit was seen."""
+        if not self.open or self.open[0].last_step is None:
+            return False
+        a = self.open[0]
+        trained, span = _trained(a, a.last_step or 0.0)
+        kept = kept_step - a.start_step
+        if not 0 < kept < trained or span <= 0:
+            return False
+        useful, begins = span * kept / trained, (a.last_step or 0.0) - span
+        self.useful_s += a.ranks * useful
+        self.idle_s += a.ranks * (begins - a.began)
+        a.booked_steps, a.booked_s = a.booked_steps + kept, a.booked_s + useful
+        a.start_step, a.began = kept_step, begins + useful
+        a.first_step = a.began + span / trained
+        return True
 
     def idle(self, ranks: int, seconds: float) -> None:
         """Ranks were held for a while outside of any attempt."""
@@ -127,8 +148,10 @@ class Ledger:
         }
 
     def write(self, path: Path) -> None:
-        """Keep the settled part. A disk that refuses costs the books, not the run."""
+        """Keep the settled part. A disk that refuses, or is away, costs the books, not the run."""
         try:
+            if not path.parent.is_dir():
+                raise FileNotFoundError(f"{path.parent} is not there")
             write_whole(path, {k: v for k, v in asdict(self).items() if k != "open"})
         except OSError as error:
             print(f"losscast: goodput is not kept: {error}", flush=True)
@@ -144,3 +167,11 @@ class Ledger:
             ledger = cls()
         ledger.price_per_gpu_hour = price_per_gpu_hour or 0.0
         return ledger
+
+
+def _trained(a: Attempt, ended: float) -> tuple[int, float]:
+    """Steps that an attempt has made, and the seconds that they took."""
+    trained = max(0, a.reached - a.start_step)
+    # first to last step seen is one step less than was trained: the first one's own time is added
+    span = (a.last_step or 0.0) - a.first_step if a.first_step is not None else 0.0
+    return trained, min(span * trained / (trained - 1) if trained > 1 else span, ended - a.began)

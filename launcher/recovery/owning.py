@@ -70,6 +70,12 @@ class Ownership:
         self._started = True
         return self._holding.attempt
 
+    def committed(self) -> int:
+        """Step of the newest commit of the attempt that trains, some seconds late; 0 while none is known. Asks nobody."""
+        if self._holding is None or self._holding.committed[0] != self._holding.attempt:
+            return 0
+        return self._holding.committed[1]
+
     def tell(self, event: str, attempt: int, **fields: Any) -> None:
         """Tell the monitor what no rank can tell any more: a restart with its cause, or a failed end. Returns at once."""
         if self._spec.monitor is None:

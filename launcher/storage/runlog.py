@@ -262,6 +262,8 @@ class Holding:
         self.log, self.submission, self.attempt, self.nonce = log, submission, attempt, nonce
         self.lost: str | None = None
         """Why the run is no longer ours, once it is not."""
+        self.committed = 0, 0
+        """Attempt and step of the newest commit, as the lease's thread last saw the log: a quarter of a term ago at most."""
         self._on_lost, self._stop, self._lock = on_lost, threading.Event(), threading.Lock()
         self._losing = threading.Lock()
         self._until = boot_s() + log.term_s * 0.8
@@ -325,6 +327,9 @@ class Holding:
                         by = f"attempt {newest.attempt}" if newest else "nobody"
                         self._lose(f"attempt {self.attempt} was superseded by {by}")
                         return
+                    commit = next((e for e in reversed(log._entries) if e.kind == "commit"), None)
+                    if commit is not None:
+                        self.committed = commit.attempt, int(commit.fields["step"])
                     if boot_s() < self._until:
                         self._renew()
             except Damaged as error:

@@ -296,6 +296,39 @@ def test_an_attempt_that_made_no_step_is_idle_and_books_go_on_through_drivers(tm
     assert Ledger.read(tmp_path / "goodput.json", None).total_s == 0
 
 
+def living() -> Ledger:
+    """Two ranks since 0 s, a step a second from 11 s on, the newest of them 60."""
+    book = Ledger()
+    book.begin(2, 0, 0.0)
+    for step in range(1, 61):
+        book.saw(step, 10.0 + step)
+    return book
+
+
+def test_what_a_commit_holds_is_booked_while_the_attempt_trains_on() -> None:
+    book, whole = living(), living()
+    assert not book.keep(60), "a step after the commit says how long its steps took"
+    assert book.keep(40) and not book.keep(40) and not book.keep(20)
+    assert (book.useful_s, book.lost_s, book.idle_s) == (pytest.approx(80.0), 0, pytest.approx(20.0))
+    assert book.keep(50) and book.useful_s == pytest.approx(100.0)
+    for each in (book, whole):
+        each.saw(80, 90.0)
+        each.end(91.0)
+        assert each.settle(50, 95.0) == 30
+        assert each.total_s == pytest.approx(2 * 95.0) and each.lost_s == pytest.approx(60.0)
+    assert book.fields() == whole.fields()
+
+
+@pytest.mark.parametrize("kept", [50, 45, 0])
+def test_steps_that_were_booked_and_then_left_are_lost(kept: int) -> None:
+    book, whole = living(), living()
+    assert book.keep(30) and book.keep(50)
+    for each in (book, whole):
+        each.end(70.0)
+        assert each.settle(kept, 75.0) == 60 - kept
+    assert book.fields() == pytest.approx(whole.fields())
+
+
 # rollbacks
 
 ADVICE = {"action": "roll_back", "step": 130, "evidence": ["off its line for good since step 110"]}
