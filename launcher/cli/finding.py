@@ -52,7 +52,7 @@ def remember(name: str, address: str) -> None:
 
 def folder_of(run: str) -> Any:
     """The run's folder, from a run.yaml, a folder, an az:// address or a name. Raises WrongInput where there is none."""
-    from launcher.runspec.file import read_spec
+    from launcher.runspec.file import instead_of, read_spec
     from launcher.storage.remote import refresh
     from launcher.storage.runfolder import RunFolder
 
@@ -68,7 +68,9 @@ def folder_of(run: str) -> Any:
         folder = _by_name(run)
     refresh(folder)
     if not folder.spec.exists():
-        how = "" if path.is_dir() or run.startswith("az://") else f" `losscast submit {run}` does that."
+        how = "" if run.startswith("az://") else f" `losscast submit {run}` does that."
+        if path.is_dir():
+            how = f" {instead_of(path)}"
         raise WrongInput(f"{folder.address}: no run was submitted to here.{how}")
     return folder
 

@@ -69,21 +69,59 @@ def status(spec: Any, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found))
         return 0
-    parts = [f"{found['run']}: {found['phase']}"]
+    print(line(found))
+    if found["phase"] not in ("running", "succeeded"):
+        print(f"next: losscast why {args.run}", file=sys.stderr)
+    return 0
+
+
+def line(found: dict[str, Any]) -> str:
+    """One line for a person."""
+    parts = [f"{found['run']}: {found['phase'] or 'its cluster was not asked'}"]
     if found.get("step") is not None:
         parts.append(f"step {found['step']} of {found['total_steps']}")
     if found.get("checkpoint_step") is not None:
         parts.append(f"checkpoint at {found['checkpoint_step']}")
     if found.get("loss") is not None:
         parts.append(f"loss {found['loss']:.4f}")
-    if found["workers"]:
+    if found.get("workers"):
         parts.append(f"{found['workers_ready'] or 0} of {found['workers']} workers ready")
-    if found["clusters_lost"]:
+    if found.get("clusters_lost"):
         parts.append(f"{found['clusters_lost']} clusters lost")
-    print(", ".join(parts))
-    if found["phase"] not in ("running", "succeeded"):
-        print(f"next: losscast why {args.run}", file=sys.stderr)
-    return 0
+    return ", ".join(parts)
+
+
+def listed() -> tuple[list[dict[str, Any]], int]:
+    """Where each run stands that this machine handed to Kubernetes, as `status --json` has it, and how many could not be
+    read. A cluster that can't be asked is said once, and leaves their phases open (None)."""
+    from launcher.cli.finding import home
+    from launcher.errors import Failed, WrongInput
+    from launcher.kuberay import client as kuberay_client
+    from launcher.kuberay.api import connect
+    from launcher.kuberay.refusals import Away
+    from launcher.runspec.model import RunSpec
+    from launcher.storage.runfolder import read_json
+
+    found: list[dict[str, Any]] = []
+    api, bad = None, 0
+    away = False
+    for path in sorted((home() / "kuberay").glob("*.json")):
+        try:
+            spec = RunSpec.from_dict(read_json(path))
+        except (WrongInput, OSError) as error:
+            _say(f"{path.stem}: can't be read: {one_line(error, 200)}")
+            bad += 1
+            continue
+        said: dict[str, Any] = {"run": spec.name, "phase": None}
+        try:
+            if not away:
+                api = api or connect()
+                said = kuberay_client.status(api, spec)
+        except Failed as error:
+            away = api is None or isinstance(error, Away)
+            _say(f"warning: {'' if away else spec.name + ': '}{one_line(error, 200)}")
+        found.append(said | _stored(spec))
+    return found, bad
 
 
 def why(spec: Any, args: argparse.Namespace) -> int:

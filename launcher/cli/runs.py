@@ -18,15 +18,15 @@ WHY = (
     "error of the first rank that failed, with its log lines. Vanished: who held it. And what to do."
 )
 LS = (
-    "List the runs of a folder of runs, a line each; exit 1 where one can't be read. With --textfile, write the launcher's "
-    "metrics of them instead."
+    "List the runs of a folder of runs, a line each; without FOLDER those in ./runs, and those that this machine handed to "
+    "Kubernetes. Exit 1 where one can't be read. With --textfile, write the launcher's metrics of the folder's instead."
 )
 
 
 def register(commands: Any) -> None:
     ls = commands.add_parser("ls", help="runs in a folder of runs, and where each stands", description=LS)
     ls.add_argument(
-        "folder", nargs="?", default="runs", help="a spec's checkpoints.url (default %(default)s)"
+        "folder", metavar="FOLDER", nargs="?", help="a spec's checkpoints.url (default runs, and Kubernetes)"
     )
     ls.add_argument("--json", action="store_true", help="print them as JSON")
     ls.add_argument(
@@ -50,29 +50,35 @@ def register(commands: Any) -> None:
         "on it end with it. Exit 1 for a status where none runs.",
     )
     ray.add_argument("action", choices=("up", "down", "status"))
+    ray.add_argument("--json", action="store_true", help="print {running, dashboard, address} as JSON")
     ray.set_defaults(func=local)
 
 
 def list_runs(args: argparse.Namespace) -> int:
-    """Every run below a folder, by name. A cluster is asked only where a run's own storage is silent. One that can't be
-    read is said, and the others go on."""
+    """Every run below a folder, by name, and where none was named those on Kubernetes too. A cluster is asked only where a
+    run's own storage is silent. One that can't be read is said, and the others go on."""
+    from launcher.cli import kuberay
     from launcher.cli.finding import JobLists
     from launcher.errors import Failed, WrongInput
     from launcher.jobs.standing import answer, facts_of, line, phase
     from launcher.storage.remote import refresh, runs_below
     from launcher.storage.runfolder import RunFolder
 
-    if args.folder.startswith("az://"):
-        folders = runs_below(args.folder)
-    elif Path(args.folder).is_dir():
+    place = args.folder or "runs"
+    pods, bad = ([], 0) if args.folder or args.textfile else kuberay.listed()
+    if place.startswith("az://"):
+        folders = runs_below(place)
+    elif Path(place).is_dir():
         folders = [
-            RunFolder(p.resolve()) for p in sorted(Path(args.folder).iterdir()) if (p / "spec.json").exists()
+            RunFolder(p.resolve()) for p in sorted(Path(place).iterdir()) if (p / "spec.json").exists()
         ]
+    elif pods or bad:
+        folders = []
     else:
         raise WrongInput(
-            f"{args.folder}: no such folder. Give the checkpoints.url of your specs: losscast ls FOLDER"
+            f"{place}: no such folder. Give the checkpoints.url of your specs: losscast ls FOLDER"
         )
-    found, everything, bad, jobs = [], [], 0, JobLists()
+    found, everything, jobs = [], [], JobLists()
     for folder in folders:
         try:
             refresh(folder)
@@ -91,11 +97,11 @@ def list_runs(args: argparse.Namespace) -> int:
 
         write_textfile(Path(args.textfile), exposition(everything))
     elif args.json:
-        print(json.dumps({"runs": found}))
-    elif found:
-        print("\n".join(line(said, time.time()) for said in found))
+        print(json.dumps({"runs": found + pods}))
+    elif found or pods:
+        print("\n".join([*(line(said, time.time()) for said in found), *map(kuberay.line, pods)]))
     elif not bad:
-        print(f"no runs in {args.folder}", file=sys.stderr)
+        print(f"no runs in {place}", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -229,7 +235,13 @@ def local(args: argparse.Namespace) -> int:
     if args.action == "down":
         if head is not None:
             local_ray.stop(head)
+            head = None
         print("down", file=sys.stderr)
+    if args.json:
+        here = {"dashboard": head and head.dashboard, "address": head and head.address}
+        print(json.dumps({"running": head is not None, **here}))
+        return 0 if head or args.action == "down" else 1
+    if args.action == "down":
         return 0
     print(head.dashboard if head else "not running", file=sys.stdout if head else sys.stderr)
     return 0 if head else 1

@@ -112,6 +112,8 @@ def read_document(path: str | Path) -> Document:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise WrongInput(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise WrongInput(f"{path}: is a folder, and a spec is a file. {instead_of(path)}") from None
     except OSError as error:
         raise WrongInput(f"{path}: can't be read: {error.strerror}") from None
     try:
@@ -120,6 +122,21 @@ def read_document(path: str | Path) -> Document:
         line = raw[: error.start].count(b"\n") + 1
         column = error.start - (raw[: error.start].rfind(b"\n") + 1) + 1
         raise WrongInput(f"{path}:{line}:{column} byte 0x{raw[error.start]:02x} is not UTF-8") from None
+
+
+def instead_of(folder: Path) -> str:
+    """What to give in place of a folder: the spec in it, or what a run's own folder is good for."""
+    if (folder / "spec.json").is_file():
+        return f"It is a run's own: `losscast status {folder}` tells of the run, `losscast resume {folder}` goes on with it."
+    try:
+        inside = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
+    except OSError:
+        inside = []
+    inside.sort(key=lambda p: p.stem != "run")  # the one that is named like a spec first
+    if not inside:
+        return "There is no .yaml in it. Give a run.yaml."
+    others = f" (of {len(inside)} .yaml in it)" if len(inside) > 1 else ""
+    return f"Give {inside[0]}{others}."
 
 
 def parse(text: str, name: str) -> Document:

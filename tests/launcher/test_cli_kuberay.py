@@ -90,3 +90,20 @@ def test_a_cluster_that_is_away_is_one_line(stub: Stub, capsys: pytest.CaptureFi
     for command in (("status", RUN), ("why", RUN), ("logs", RUN), ("stop", RUN), ("submit", RUN, "--yes")):
         status, out, err = run(capsys, *command)
         assert status == 1 and out == "" and "does not answer" in err and "Traceback" not in err
+
+
+def test_ls_lists_what_this_machine_handed_to_kubernetes(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "ls")[0] == 2, "nothing was handed in, and there is no ./runs"
+    assert run(capsys, "submit", RUN, "--yes")[0] == 0
+    status, out, _ = run(capsys, "ls")
+    assert status == 0 and out == f"{NAME}: starting\n"
+    said = json.loads(run(capsys, "ls", "--json")[1])["runs"]
+    assert [(r["run"], r["phase"], r["namespace"]) for r in said] == [(NAME, "starting", NS)]
+    (tmp_path / "runs").mkdir()
+    assert run(capsys, "ls", "runs")[1] == "", "a folder that is named is all that is asked for"
+    (tmp_path / "config").unlink()
+    status, out, err = run(capsys, "ls")
+    assert status == 0 and out == f"{NAME}: its cluster was not asked\n" and err.startswith("warning: ")

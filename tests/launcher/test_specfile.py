@@ -45,7 +45,7 @@ def test_the_excerpt_shows_the_line_and_points_at_the_column() -> None:
 def test_a_file_that_is_not_there_or_no_text_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(WrongInput, match="there is no such file"):
         read_spec(tmp_path / "none.yaml")
-    with pytest.raises(WrongInput, match="can't be read"):
+    with pytest.raises(WrongInput, match="is a folder"):
         read_spec(tmp_path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"name: gpt\nteam: \xff\n")
@@ -68,6 +68,23 @@ def test_a_file_that_is_not_there_or_no_text_is_said_in_one_line(tmp_path: Path)
 def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
     got = parse(f"a: {text}\n", "t").data["a"]
     assert got == value and type(got) is type(value)
+
+
+def test_a_folder_in_place_of_a_spec_is_answered_with_the_spec_in_it(tmp_path: Path) -> None:
+    def said() -> str:
+        with pytest.raises(WrongInput) as refused:
+            read_spec(tmp_path)
+        return str(refused.value)
+
+    assert (
+        said() == f"{tmp_path}: is a folder, and a spec is a file. There is no .yaml in it. Give a run.yaml."
+    )
+    (tmp_path / "other.yaml").touch()
+    assert f"Give {tmp_path}/other.yaml." in said()
+    (tmp_path / "run.yaml").touch()
+    assert f"Give {tmp_path}/run.yaml (of 2 .yaml in it)." in said()
+    (tmp_path / "spec.json").touch()
+    assert f"`losscast resume {tmp_path}`" in said()
 
 
 def test_a_deep_or_a_huge_file_is_refused_quickly(tmp_path: Path) -> None:
