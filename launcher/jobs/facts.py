@@ -8,10 +8,12 @@ from what submissions, attempts and commits left behind, and a scrape after a cr
     losscast_time_to_first_step_seconds{run}                 newest submission to its first optimizer step
     losscast_restarts_total{run,cause}                       attempts that broke, by what the driver saw
     losscast_checkpoint_last_commit_timestamp_seconds{run}
+    losscast_checkpoint_duration_seconds{run,stage}          of the newest committed one, by stage: write (every rank's shards to its
+                                                             disk), upload (at az://), commit (read back, hashed, entered in the log)
     losscast_lease_held{run}                                 1 while somebody keeps the run alive
     losscast_spool_bytes{run}                                samples that the monitor has not taken yet
-    losscast_gpu_seconds_total{run,state}                    useful, lost, idle (`launcher.recovery.goodput`): what is settled, so a
-                                                             job that runs counts up to its newest attempt, or its end
+    losscast_gpu_seconds_total{run,state}                    useful, lost, idle (`launcher.recovery.goodput`): what is settled: of a
+                                                             run that trains, up to its newest checkpoint
 
 Per run only while it lives and for a quarter of an hour after it was last heard of, and for 300 runs at most.
 """
@@ -34,9 +36,10 @@ OUTCOMES = ("accepted", "held", "failed")
 CAUSES = ("killed", "raised", "hung", "host_lost", "preempted", "resized", "rollback", "other")
 KEPT_S = 900.0
 MOST_RUNS = 300
-"""Of the newest, as far as MOST_SERIES go: a run has six to nine series and one a cause of its restarts."""
+"""Of the newest, as far as MOST_SERIES go: a run has eight to twelve series and one a cause of its restarts."""
 MOST_SERIES = 2000
 STATES = ("useful", "lost", "idle")
+STAGES = ("write", "upload", "commit")
 
 
 class _Families(Collector):
@@ -63,6 +66,11 @@ def exposition(runs: list[tuple[Facts, str]]) -> bytes:
         "When a checkpoint was last committed.",
         labels=["run"],
     )
+    stages = GaugeMetricFamily(
+        "losscast_checkpoint_duration_seconds",
+        "What the newest committed checkpoint took.",
+        labels=["run", "stage"],
+    )
     lease = GaugeMetricFamily("losscast_lease_held", "Somebody keeps the run alive.", labels=["run"])
     spool = GaugeMetricFamily("losscast_spool_bytes", "Samples waiting for the monitor.", labels=["run"])
     gpu = CounterMetricFamily(
@@ -80,7 +88,8 @@ def exposition(runs: list[tuple[Facts, str]]) -> bytes:
     for facts, _ in sorted(recent, key=lambda r: -heard(r[0]))[:MOST_RUNS]:
         name = [facts.spec.name]
         seconds, causes, spent = time_to_first_step(facts), sorted(broken(facts).items()), gpu_seconds(facts)
-        left -= 4 + len(causes) + len(spent)
+        took = checkpoint_seconds(facts)
+        left -= 4 + len(causes) + len(spent) + len(took)
         if left < 0:
             break
         if seconds is not None:
@@ -89,12 +98,14 @@ def exposition(runs: list[tuple[Facts, str]]) -> bytes:
             restarts.add_metric([*name, cause], count)
         for state, spent_s in spent.items():
             gpu.add_metric([*name, state], spent_s)
+        for stage, took_s in took.items():
+            stages.add_metric([*name, stage], took_s)
         if facts.committed is not None:
             commit.add_metric(name, facts.committed.time)
         lease.add_metric(name, float(facts.holder.alive))
         spool.add_metric(name, waiting_bytes(facts))
     registry = CollectorRegistry()
-    registry.register(_Families([submissions, first, restarts, commit, lease, spool, gpu]))
+    registry.register(_Families([submissions, first, restarts, commit, stages, lease, spool, gpu]))
     return generate_latest(registry)
 
 
@@ -163,6 +174,14 @@ def gpu_seconds(facts: Facts) -> dict[str, float]:
         return {} if kept is None else {state: max(0.0, float(kept[f"{state}_s"])) for state in STATES}
     except (WrongInput, KeyError, TypeError, ValueError):
         return {}
+
+
+def checkpoint_seconds(facts: Facts) -> dict[str, float]:
+    """What the newest committed checkpoint took, by stage, as its entry in the log tells; older entries tell nothing."""
+    said = facts.committed.fields.get("seconds") if facts.committed is not None else None
+    if not isinstance(said, dict):
+        return {}
+    return {k: float(v) for k in STAGES if isinstance(v := said.get(k), int | float) and v >= 0}
 
 
 def waiting_bytes(facts: Facts) -> int:

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def commit_checkpoint(
     expected: Iterable[str] = (),
     digests: Mapping[str, tuple[int, str]] | None = None,
     more: dict[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> Entry:
     """Make the files under `prefix_of(attempt, step)` a checkpoint. Call once, when every rank has written its own.
 
@@ -109,11 +111,12 @@ def commit_checkpoint(
     digests   name to (bytes, sha256) where the rank that wrote a file hashed it on the way: it is not read again, only
               its size is compared
     more      kept in the manifest as it is
+    seconds   how long the stages before this one took; the entry keeps them, and this one's as `commit`
 
     Raises Failed when there are no files or an expected one is missing, runlog.Superseded when the run is no longer this
     attempt's; then nothing is committed.
     """
-    prefix = prefix_of(attempt, step)
+    began, prefix = time.monotonic(), prefix_of(attempt, step)
     store.settle(prefix)
     items = store.list(prefix)
     names = [item.key.removeprefix(prefix) for item in items]
@@ -146,7 +149,8 @@ def commit_checkpoint(
                     f"{store.where(prefix)}: committed before, with other content: write elsewhere"
                 ) from None
         store.put(key, data)  # left by a try that did not get as far as its commit
-    return log.commit(attempt, step, key, digest)
+    took = {**(seconds or {}), "commit": time.monotonic() - began}
+    return log.commit(attempt, step, key, digest, seconds={k: round(v, 6) for k, v in took.items()})
 
 
 def manifest(

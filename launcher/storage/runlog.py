@@ -202,9 +202,9 @@ class RunLog:
             if self._put(len(entries), kind, attempt, nonce, fields):
                 return self._entries[len(entries)]
 
-    def commit(self, attempt: int, step: int, manifest: str, digest: str) -> Entry:
+    def commit(self, attempt: int, step: int, manifest: str, digest: str, **more: Any) -> Entry:
         """Say that the checkpoint behind a manifest is whole. `manifest` is its key, `digest` the sha256 of its bytes."""
-        return self.append("commit", attempt, step=step, manifest=manifest, manifest_sha256=digest)
+        return self.append("commit", attempt, step=step, manifest=manifest, manifest_sha256=digest, **more)
 
     def _check(self, attempt: int) -> None:
         """Raises Superseded unless the newest attempt of what was read is this one."""

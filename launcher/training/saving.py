@@ -7,7 +7,7 @@ file binds them to a run's folder and to DeepSpeed's writer.
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,13 @@ def save_here(
     began, tries = time.monotonic(), 0
     while True:
         why: str | None = None
+        writing = time.monotonic()
         try:
             write_checkpoint(engine, folder, attempt, step)
             if dist.get_rank() == 0:
+                took = {"write": time.monotonic() - writing}
                 try:
-                    commit_checkpoint(folder, attempt, step, spec)
+                    commit_checkpoint(folder, attempt, step, spec, seconds=took)
                 except OSError as error:
                     why = one_line(error)
             if wait:
@@ -185,6 +187,7 @@ def commit_checkpoint(
     spec: RunSpec,
     digests: dict[str, tuple[int, str]] | None = None,
     retention: Retention | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> None:
     """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
 
@@ -195,7 +198,7 @@ def commit_checkpoint(
     entry = checkpoints.commit_checkpoint(
         store, log, attempt=attempt, step=step, spec_digest=spec.digest,
         topology={"world": spec.ranks, "dp": p.dp, "pp": p.pp, "tp": p.tp, "zero": p.zero},
-        digests=digests, expected=digests or (),
+        digests=digests, expected=digests or (), seconds=seconds,
     )  # fmt: skip
     if folder.url is None:
         with contextlib.suppress(OSError):  # committed it is; what stays longer goes after the next one

@@ -68,6 +68,8 @@ class Saver:
         self._said: int | None = None
         self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world)
         self._retention = Retention(spec.to_dict(), folder.name)
+        self._wrote_s = 0.0
+        """How long the ranks took to write the save that is under way."""
         self._committer = Committer(self._commit_here) if folder.url is None and rank == 0 else None
 
     def save(self, engine: Any, step: int, *, wait: bool) -> bool:
@@ -86,13 +88,15 @@ class Saver:
             return self._still(step, carrier)
         carrier.raise_if_superseded()
         place = staging(self._folder, self._attempt, self._rank, step)
+        began = time.monotonic()
         try:
             write_checkpoint(engine, self._folder, self._attempt, step, place=place)
         except NotWritten as error:  # on every rank alike
             if wait:
                 raise
             return self._passed_over(step, str(error))
-        carrier.carry(step, place, patience_s=PATIENCE_S if wait else 0.0)
+        wrote_s = time.monotonic() - began
+        carrier.carry(step, place, patience_s=PATIENCE_S if wait else 0.0, wrote_s=wrote_s)
         if wait:
             carrier.idle(PATIENCE_S * 2)
             _raise_together(carrier.outcome(step) if self._rank == 0 else None)
@@ -119,10 +123,12 @@ class Saver:
             if self._rank == 0:
                 self._done.append(step)
             return True
+        began = time.monotonic()
         try:
             write_checkpoint(engine, self._folder, self._attempt, step)
         except NotWritten as error:  # on every rank alike
             return self._passed_over(step, str(error))
+        self._wrote_s = time.monotonic() - began
         if committer is not None:
             small = _bytes_in(self._folder.path / prefix_of(self._attempt, step)) <= AT_ONCE_BYTES
             committer.carry(step, at_once=small)
@@ -132,7 +138,10 @@ class Saver:
     def _commit_here(self, step: int) -> None:
         from launcher.training.saving import commit_checkpoint
 
-        commit_checkpoint(self._folder, self._attempt, step, self._spec, retention=self._retention)
+        took = {"write": self._wrote_s}
+        commit_checkpoint(
+            self._folder, self._attempt, step, self._spec, retention=self._retention, seconds=took
+        )
 
     def _still(self, step: int, carrier: Underway | None) -> bool:
         """Training goes on without this checkpoint, since another is still on its way."""
@@ -191,10 +200,10 @@ class Carrier(Underway):
         self._order({"attempt": attempt, "spec": spec.to_dict(), "rank": rank, "world": world})
         threading.Thread(target=self._listen, name="losscast-carrier", daemon=True).start()
 
-    def carry(self, step: int, place: Path, patience_s: float) -> None:
-        """Have the files under `place` uploaded as this rank's part of the step."""
+    def carry(self, step: int, place: Path, patience_s: float, wrote_s: float = 0.0) -> None:
+        """Have the files under `place`, which took `wrote_s` to write, uploaded as this rank's part of the step."""
         self._begin(step)
-        self._order({"step": step, "place": str(place), "patience_s": patience_s})
+        self._order({"step": step, "place": str(place), "patience_s": patience_s, "wrote_s": wrote_s})
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -280,15 +289,16 @@ class Carriage:
 
     def carry(self, order: dict[str, Any]) -> None:
         """One order, to its answer."""
-        step, deadline = order["step"], time.monotonic() + order["patience_s"]
-        uploaded = False
+        step, began = order["step"], time.monotonic()
+        deadline, uploaded, took = began + order["patience_s"], False, {"write": order.get("wrote_s", 0.0)}
         while True:
             try:
                 if not uploaded:
                     self._upload(step, Path(order["place"]))
                     uploaded = True
+                    took["upload"] = time.monotonic() - began
                 if self._rank == 0:
-                    self._commit(step)
+                    self._commit(step, took)
             except Superseded as error:
                 return self._tell({"step": step, "failed": str(error), "superseded": str(error)})
             except (OSError, Failed, WrongInput, Missing) as error:
@@ -313,11 +323,11 @@ class Carriage:
             os.replace(path, target)
         shutil.rmtree(place.parent, ignore_errors=True)  # DeepSpeed leaves scripts of its own beside it
 
-    def _commit(self, step: int) -> None:
+    def _commit(self, step: int, took: dict[str, float]) -> None:
         from launcher.training.saving import commit_checkpoint
 
         digests = self._parts(step)
-        commit_checkpoint(self._folder, self._attempt, step, self._spec, digests=digests)
+        commit_checkpoint(self._folder, self._attempt, step, self._spec, digests=digests, seconds=took)
         with contextlib.suppress(OSError):  # a copy for people: the next commit brings it again
             publish(self._folder, self._folder.curve(self._attempt))
 

@@ -272,12 +272,12 @@ def test_launcher_metrics_are_counted_from_what_runs_left(made: Made, tmp_path: 
     lines = [{"outcome": "accepted"}, {"outcome": "held"}, {"outcome": "accepted"}, {"outcome": "unheard of"}]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"outc'
     (made.folder.path / "submissions.jsonl").write_text(text)
-    with made.log.take(JOB) as holding:
+    with made.log.take(JOB):
         path = made.folder.curve(1)
         path.parent.mkdir(parents=True)
         began = json.loads((made.folder.path / "submission.json").read_text())["time"]
         path.write_text(f"run,step,tokens,time\ntiny,1,256,{began + 10:.3f}\n")
-        holding.commit(1, "attempts/1/checkpoints/step-1.manifest.json", "0" * 64)
+        made.log.commit(1, 1, "m", "0" * 64, seconds={"write": 0.5, "commit": 0.25, "rubbish": "x"})
         note_failure(made.folder, 1, rank=0, cause="killed", message="x", step=1)
         ledger = Ledger(useful_s=90.0, lost_s=-1e-13, idle_s=10.5)
         ledger.write(made.folder.path / "goodput.json")
@@ -296,6 +296,8 @@ def test_launcher_metrics_are_counted_from_what_runs_left(made: Made, tmp_path: 
         for s in ("useful", "lost", "idle")
     }
     assert gpu == {"useful": 90.0, "lost": 0.0, "idle": 10.5}
+    took = {k.split('stage="')[1][:-2]: float(v) for k, v in seen.items() if "checkpoint_duration" in k}
+    assert took == {"write": 0.5, "commit": 0.25}
     assert float(seen['losscast_checkpoint_last_commit_timestamp_seconds{run="tiny"}']) == pytest.approx(
         time.time(), abs=60
     )
