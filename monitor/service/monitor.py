@@ -257,7 +257,7 @@ class Monitor:
         if last is None:
             last = self.judging.last.get(facts.run_id, {})
         found = last.get("advice")
-        if not found:
+        if not found or facts.step is None:  # before the first step there is nothing to advise
             return None
         hours = found.get("hours_left") if facts.phase != "ended" else None
         tokens, total, rate = _plain(facts.tokens), _plain(facts.total_tokens), _plain(facts.tokens_per_s)

@@ -52,11 +52,12 @@ class Found:
 
     def thinned(self, most: int) -> Columns:
         """As `thinned` has them, and nothing else is put together."""
-        loss = self.pieces.column("loss")[self.index]
-        kept = thin(Columns(len(loss), {"loss": loss}), most)
+        names = [name for name in ("step", "loss", "val_loss") if name in self.pieces.names]
+        whole = Columns(len(self.index), {name: self.pieces.column(name)[self.index] for name in names})
+        kept = thin(whole, most)
         out = self.columns(kept)
-        if len(kept) < len(loss):
-            out.of["mean"] = _means(loss, most, kept)
+        if len(kept) < whole.n:
+            out.of["mean"] = _means(whole, most, kept)
         return out
 
 
@@ -191,31 +192,38 @@ def _with_bands(whole: Columns, bands: list[Columns]) -> Columns:
 
 
 def thin(columns: Columns, most: int) -> NDArray[np.intp]:
-    """Positions of about `most` samples: of each bucket of equally many, the lowest loss, the highest, and one
-    that is not finite; a spike of a single step is never lost. The first and the last are always there."""
+    """Positions of about `most` samples: of each bucket the lowest loss, the highest, and one that is not finite; a spike of a
+    single step is never lost. The first and the last are always there, and of the rare ones with a validation loss about
+    a quarter of `most` besides, by the same rule."""
     n = columns.n
     if most <= 0 or n <= most:
         return np.arange(n)
-    buckets = max(1, (most - 2) // 3)
-    loss = columns.get("loss")
-    edges = np.unique(np.linspace(0, n, buckets + 1).astype(np.int64))
-    starts = edges[:-1]
-    finite = np.isfinite(loss)
-    kept = [np.array([0, n - 1])]
-    size = int(np.diff(edges).max())
-    pad = starts[:, None] + np.arange(size)[None, :]
-    inside = pad < edges[1:, None]
-    pad = np.minimum(pad, n - 1)
-    ok = inside & finite[pad]
-    some = ok.any(axis=1)
-    low = np.where(ok, loss[pad], np.inf).argmin(axis=1)
-    high = np.where(ok, loss[pad], -np.inf).argmax(axis=1)
-    rows = np.arange(len(starts))
-    kept += [pad[rows, low][some], pad[rows, high][some]]
-    bad = inside & ~finite[pad]
-    lost = bad.any(axis=1)
-    kept.append(pad[rows, bad.argmax(axis=1)][lost])
+    kept = [np.array([0, n - 1]), _extremes(columns.get("loss"), buckets(columns, most))]
+    val = columns.of.get("val_loss")
+    if val is not None:
+        there = np.flatnonzero(~missing(val))
+        few = max(1, most // 4)
+        if 3 * len(there) > few and len(there):
+            picked = _extremes(
+                val[there], np.unique(np.linspace(0, len(there), max(1, few // 3) + 1).astype(np.int64))
+            )
+            there = there[picked]
+        kept.append(there)
     return np.unique(np.concatenate(kept))
+
+
+def _extremes(values: Floats, edges: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Of each bucket: where the lowest finite value is, the highest, and the first that is not finite."""
+    starts, sizes = edges[:-1], np.diff(edges)
+    finite = np.isfinite(values)
+    bucket = np.repeat(np.arange(len(starts)), sizes)
+    low = np.minimum.reduceat(np.where(finite, values, np.inf), starts)
+    high = np.maximum.reduceat(np.where(finite, values, -np.inf), starts)
+    found = []
+    for hit in (finite & (values == low[bucket]), finite & (values == high[bucket]), ~finite):
+        at = np.flatnonzero(hit)
+        found.append(at[np.unique(bucket[at], return_index=True)[1]])  # the first of each bucket
+    return np.concatenate(found)
 
 
 def thinned(columns: Columns, most: int) -> Columns:
@@ -224,12 +232,24 @@ def thinned(columns: Columns, most: int) -> Columns:
     if len(kept) == columns.n:
         return columns
     out = columns.take(kept)
-    out.of["mean"] = _means(columns.get("loss"), most, kept)
+    out.of["mean"] = _means(columns, most, kept)
     return out
 
 
-def _means(loss: Floats, most: int, kept: NDArray[np.intp]) -> Floats:
-    edges = np.unique(np.linspace(0, len(loss), max(1, (most - 2) // 3) + 1).astype(np.int64))
+def buckets(columns: Columns, most: int) -> NDArray[np.int64]:
+    """Bounds of the buckets: most of them of equally many samples, and finer ones towards the first step, as many in each
+    of its powers of ten, so that a logarithmic axis has its points too."""
+    n, count = columns.n, max(1, (most - 2) // 3)
+    fine = count // 4
+    edges = [np.linspace(0, n, count - fine + 1)]
+    step = columns.of.get("step")
+    if fine and step is not None and step[-1] > max(step[0], 1.0):
+        edges.append(np.searchsorted(step, np.geomspace(max(step[0], 1.0), step[-1], fine)))
+    return np.unique(np.concatenate(edges).astype(np.int64))
+
+
+def _means(columns: Columns, most: int, kept: NDArray[np.intp]) -> Floats:
+    loss, edges = columns.get("loss"), buckets(columns, most)
     finite = np.isfinite(loss)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.add.reduceat(np.where(finite, loss, 0.0), edges[:-1]) / np.add.reduceat(

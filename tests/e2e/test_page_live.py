@@ -74,7 +74,7 @@ def tab(service: Service) -> Iterator[Tab]:
 
 def test_a_divergence_is_on_top_with_its_alert_and_advice(tab: Tab) -> None:
     tab.page.wait_for_function(
-        "document.querySelector('td.name a')?.textContent === 'diverging'", timeout=15000
+        "() => document.querySelector('td.name a')?.textContent === 'diverging'", timeout=15000
     )
     page = tab.open("/?run=diverging")
     page.wait_for_selector(".alerts >> text=LossDiverged")

@@ -16,7 +16,7 @@ from monitor.errors import Failed
 from monitor.store.columns import COLUMNS, MISSING, Columns, Damaged, join, missing, pack, pack_lines, unpack
 from monitor.store.facts import AttemptFacts
 from monitor.store.ingest import Ingest
-from monitor.store.reading import spans, thin, thinned
+from monitor.store.reading import buckets, spans, thin, thinned
 from monitor.store.store import FILE, Store
 from monitor.wire import SampleLine, parse
 from tests.monitor.test_ingest import sample
@@ -162,20 +162,36 @@ def test_thinning_never_hides_a_spike_or_a_nan(n: int, most: int, at: int) -> No
     loss[spike] = 9.0
     if lost != spike:
         loss[lost] = np.nan
-    kept = thin(Columns(n, {"loss": loss}), most)
+    columns = Columns(n, {"step": np.arange(float(n)), "loss": loss})
+    kept = thin(columns, most)
     assert len(kept) <= max(most, 6) or n <= most
     assert spike in kept and lost in kept and 0 in kept and n - 1 in kept
     assert (np.diff(kept) > 0).all()
-    fewer = thinned(Columns(n, {"step": np.arange(float(n)), "loss": loss}), most)
-    assert fewer.n == len(kept)
-    if fewer.n < n:  # equally many in each bucket, so their means weigh alike
-        step, mean = fewer.get("step"), fewer.get("mean")
-        buckets = np.unique(np.linspace(0, n, max(1, (most - 2) // 3) + 1).astype(int))
-        for low, high in itertools.pairwise(buckets.tolist()):
+    fewer = thinned(columns, most)
+    assert fewer.get("step").tolist() == kept.tolist()
+    if fewer.n < n:
+        step, mean, edges = fewer.get("step"), fewer.get("mean"), buckets(columns, most).tolist()
+        assert edges[0] == 0 and edges[-1] == n and max(np.diff(edges)) <= 4 * n / (most - 4) + 2
+        for low, high in itertools.pairwise(edges):
             inside = (step >= low) & (step < high)
-            if inside.any():
-                want = loss[low:high][np.isfinite(loss[low:high])]
-                assert np.allclose(mean[inside], want.mean() if len(want) else np.nan, equal_nan=True)
+            assert inside.any()
+            want = loss[low:high][np.isfinite(loss[low:high])]
+            assert np.allclose(mean[inside], want.mean() if len(want) else np.nan, equal_nan=True)
+
+
+def test_thinning_keeps_the_rare_validation_losses_and_points_in_every_decade() -> None:
+    n, rng = 200_000, np.random.default_rng(0)
+    val = np.full(n, MISSING)
+    val[499::500] = rng.normal(2, 0.01, n // 500)
+    val[[99_999, 150_499]] = 5.0, np.nan
+    columns = Columns(n, {"step": np.arange(1.0, n + 1), "loss": rng.normal(2, 0.01, n), "val_loss": val})
+    kept = thin(columns, 3000)
+    assert {99_999, 150_499} <= set(kept.tolist()) and len(kept) <= 3750
+    assert 300 <= np.isin(kept, np.arange(499, n, 500)).sum() <= 750
+    few = Columns(n, {**columns.of, "val_loss": np.where(np.arange(n) % 5000 == 4999, 2.0, MISSING)})
+    assert set(range(4999, n, 5000)) <= set(thin(few, 3000).tolist())
+    for low in (10, 100, 1000, 10_000):
+        assert ((kept >= low) & (kept < 10 * low)).sum() >= min(60, 9 * low)
 
 
 @pytest.mark.parametrize("table", ["runs", "chunks", "events", "judged"])

@@ -1,5 +1,5 @@
 // The page: one header, one view at a time, live by server-sent events. Views are modules with
-// `open(host, context)` that return {hear(summary), close(), key(name)}.
+// `open(host, context)` that return {shown(), hear(summary), close(), key(name)}; all but close() may be left out.
 import * as api from "./api.js";
 import { address, parse } from "./address.js";
 import { el, link, say } from "./dom.js";
@@ -21,10 +21,10 @@ let hush = null;
 
 const context = {
   get state() { return state; },
-  /** Change the state and with it the address; `quiet` keeps the view that stands. */
-  go(change, { quiet = false, replace = false } = {}) {
+  /** Change the state and with it the address, unless that is to wait; `quiet` keeps the view that stands. */
+  go(change, { quiet = false, replace = false, address: written = true } = {}) {
     state = { ...state, ...change };
-    history[replace ? "replaceState" : "pushState"](null, "", address(state));
+    if (written) history[replace ? "replaceState" : "pushState"](null, "", address(state));
     if (!quiet) show();
   },
   fail(error) {
@@ -52,6 +52,7 @@ async function show() {
     if (mine !== opened) return next.close();
     view = next;
     main.replaceChildren(host);
+    next.shown?.();
     leave.hidden = false;
     hush ??= api.listen((summary) => view?.hear?.(summary), (now) => {
       say(live, now === "live" ? "live" : "reconnecting");

@@ -62,11 +62,13 @@ function extent(arrays, keep = () => true) {
  * Draw a chart into `host` and keep it at its host's width.
  *
  * spec.x        increasing numbers; spec.series [{label, values, stroke, width, dash, points}] on them
- * spec.bands    [{x, p05, p50, p95, stroke, fill}]; spec.lines [{x, y, stroke, dash, width}]
+ * spec.bands    [{x, p05, p50, p95, stroke, fill}]; spec.lines [{x, y, stroke, dash, width, over}], under the series or over
  * spec.marks    [{x, label, stroke, dash, side}] vertical; spec.levels [{y, stroke}] horizontal
  * spec.dots     [{x, y, stroke, shape: "ring"|"disc"|"diamond"|"cross", label, low, high}]; y null: on the lower edge
  * spec.xAxis, spec.yAxis   {log, label, format, short}; spec.yFit (u, [lo, hi] of x) -> [lo, hi] or null for automatic
  * spec.height   CSS pixels; spec.window [min, max] or null; spec.onWindow(min|null, max|null); spec.onCursor(index)
+ * spec.onMove   (min|null, max|null) while the wheel turns: with Ctrl it zooms at the pointer (as a pinch on a touchpad
+ *               does), with Shift or sideways it moves; a wheel alone scrolls the page
  * spec.sync     charts of one name share the pointer; spec.roomAtEnd leaves space after the last point
  */
 export function chart(host, spec) {
@@ -147,17 +149,7 @@ export function chart(host, spec) {
           ctx.fill();
           stroke(ctx, () => trace(b.p50, false), b.stroke ?? "--predicted", b.width ?? 1.5, b.dash ?? [6, 4]);
         }
-        for (const l of now.lines) {
-          stroke(ctx, () => {
-            let pen = false;
-            for (let i = 0; i < l.x.length; i++) {
-              if (!finite(l.y[i])) { pen = false; continue; }
-              const x = u.valToPos(l.x[i], "x", true), y = u.valToPos(l.y[i], "y", true);
-              if (pen) ctx.lineTo(x, y); else ctx.moveTo(x, y);
-              pen = true;
-            }
-          }, l.stroke, l.width ?? 1, l.dash);
-        }
+        for (const l of now.lines) if (!l.over) line(u, l);
         for (const v of now.levels) {
           const y = u.valToPos(v.y, "y", true);
           stroke(ctx, () => { ctx.moveTo(u.bbox.left, y); ctx.lineTo(u.bbox.left + u.bbox.width, y); }, v.stroke ?? "--line", 1, v.dash);
@@ -166,6 +158,7 @@ export function chart(host, spec) {
     },
     over(u) {
       clipped(u, () => {
+        for (const l of now.lines) if (l.over) line(u, l);
         for (const d of now.dots) dot(u, d);
       });
       marks(u, now.marks);
@@ -230,6 +223,32 @@ export function chart(host, spec) {
   readout.textContent = now.rest ?? "";
   const plot = new uPlot(opts, data(), box);
 
+  plot.over.addEventListener("wheel", (event) => {
+    const pinch = event.ctrlKey || event.metaKey;
+    const sideways = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY);
+    if (!now.onMove || !(pinch || (sideways && now.window))) return;
+    event.preventDefault();
+    const { log } = now.xAxis;
+    const flat = log ? Math.log : (v) => v, back = log ? Math.exp : (v) => v;
+    const all = xExtent();
+    if (!all) return;
+    const [start, end] = all.map(flat);
+    const [low, high] = xRange().map(flat);
+    const turned = (event.deltaX || event.deltaY) * (event.deltaMode ? 24 : 1);
+    const width = plot.over.clientWidth || 1;
+    let from, to;
+    if (pinch) {
+      const factor = Math.exp(Math.max(-240, Math.min(240, turned)) / 240);
+      const here = low + (high - low) * Math.max(0, Math.min(1, (event.clientX - plot.over.getBoundingClientRect().left) / width));
+      [from, to] = [here - (here - low) * factor, here + (high - here) * factor];
+    } else {
+      const by = Math.max(start - low, Math.min(end - high, (turned / width) * (high - low)));
+      [from, to] = [low + by, high + by];
+    }
+    if (to - from >= (end - start) * 0.999) return now.onMove(null, null);
+    now.onMove(back(Math.max(start, from)), back(Math.min(end, to)));
+  }, { passive: false });
+
   const observer = new ResizeObserver(() => {
     const width = Math.max(200, box.clientWidth);
     if (width !== plot.width) plot.setSize({ width, height: now.height });
@@ -263,6 +282,19 @@ function clipped(u, draw) {
   ctx.clip();
   draw();
   ctx.restore();
+}
+
+/** A line on its own grid; gaps where y is missing. */
+function line(u, l) {
+  stroke(u.ctx, () => {
+    let pen = false;
+    for (let i = 0; i < l.x.length; i++) {
+      if (!finite(l.y[i])) { pen = false; continue; }
+      const x = u.valToPos(l.x[i], "x", true), y = u.valToPos(l.y[i], "y", true);
+      if (pen) u.ctx.lineTo(x, y); else u.ctx.moveTo(x, y);
+      pen = true;
+    }
+  }, l.stroke, l.width ?? 1, l.dash);
 }
 
 function stroke(ctx, trace, color, width, dash) {

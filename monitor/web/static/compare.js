@@ -77,7 +77,7 @@ export async function open(host, context) {
     const fits = lines.map((l) => settled(l.x, [l.y]));
     charts.push(chart(lossHost, {
       title: `Loss of ${lines.map((l) => l.name).join(", ")}`, x, series: none, lines, sync: "compare",
-      xAxis: axis, yAxis: { log: ys === "log", label: "smoothed loss, nats per token", format: lossTick },
+      xAxis: axis, yAxis: { log: ys === "log", label: "smoothed loss, nats per token", format: lossTick, size: 60 },
       yFit: log ? undefined : (range) => union(fits.map((f) => f(range))),
       height: innerWidth < 600 ? 320 : 420, readout: read(lines, format.loss), rest: "Point at the curves to read them.",
     }));
@@ -89,7 +89,7 @@ export async function open(host, context) {
       const apartFits = apart.map((l) => settled(l.x, [l.y]));
       charts.push(chart(gapHost, {
         title: `Difference from ${base.name}`, x, series: none, lines: apart, sync: "compare", levels: [{ y: 0, stroke: "--line" }],
-        xAxis: { ...axis, label: "" }, yAxis: { log: false, label: "nats per token", format: (v) => format.signed(v, 3) },
+        xAxis: { ...axis, label: "" }, yAxis: { log: false, label: "nats per token", format: (v) => (v === 0 ? "0" : format.signed(v, 6).replace(/0+$/, "")), size: 60 },
         yFit: (range) => union([...apartFits.map((f) => f(range)), [0, 0]]), height: 190, readout: read(apart, (v) => format.signed(v, 4)),
       }));
     }

@@ -56,7 +56,7 @@ export function ago(time, now = Date.now() / 1000) {
   if (missing(time)) return "–";
   const s = now - time;
   if (s < -60) return `in ${duration(-s)}`;
-  return s < 5 ? "now" : `${duration(Math.floor(s))} ago`;
+  return s < 5 ? "now" : `${duration(s < 90 ? Math.floor(s) : 60 * Math.floor(s / 60))} ago`;
 }
 
 /** A share from 0 to 1 as a percentage. */

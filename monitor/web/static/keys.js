@@ -12,7 +12,9 @@ const KEYS = [
   ["x", "next x axis: steps, tokens, time"],
   ["l", "logarithmic or linear x"],
   ["y", "logarithmic or linear loss"],
-  ["0", "zoom out"],
+  ["+ -", "zoom in, zoom out"],
+  ["← →", "move to earlier, later steps"],
+  ["0", "the whole run"],
   ["Esc", "close, leave a field"],
 ];
 
@@ -43,6 +45,7 @@ export function bindKeys(context, tell) {
       return;
     }
     if (event.key === "g") { going = Date.now(); return; }
+    if (["ArrowLeft", "ArrowRight", "+", "-"].includes(event.key) && tell(event.key)) event.preventDefault();
     if (["/", "j", "k", "x", "l", "y", "0"].includes(event.key)) {
       event.preventDefault();
       tell(event.key);

@@ -34,7 +34,7 @@ export async function open(host, context) {
   host.append(
     laws.length > 1 ? el("div", { class: "tools" }, choice("law", laws.map((l) => [hex(l.digest), hex(l.digest).slice(0, 8)]), hex(law.digest), (v) => context.go({ law: v }))) : "",
     law ? fitted(law) : "",
-    ended.length ? el("p", {}, `${inside} of ${ended.length} finished ${ended.length === 1 ? "run" : "runs"} ended inside the predicted 90% interval.`) : "",
+    ended.length ? el("p", { class: "came" }, `${inside} of ${ended.length} finished ${ended.length === 1 ? "run" : "runs"} ended inside the predicted 90% interval.`) : "",
     el("div", { class: "card figure" }, plotHost, el("ul", { class: "key" }, [
       ladder.length ? ["k-val", "runs it was fitted to"] : null, ladder.length ? ["k-median", "fit"] : null, ladder.length ? ["k-band", "90% interval"] : null,
     ].filter(Boolean).map(([kind, text]) => el("li", {}, el("i", { class: kind }), text)))));
@@ -72,7 +72,7 @@ function fitted(law) {
   const parameters = Object.entries(law.parameters ?? {}).filter(([, v]) => Number.isFinite(v));
   const error = (name) => law.standard_errors?.[name];
   return el("section", { class: "law" },
-    el("p", {}, `Form ${law.form}, fitted to ${law.runs?.length ?? 0} runs up to ${format.power(law.line.fitted_to)} FLOPs`, law.excluded?.length ? `, ${law.excluded.length} left out` : "",
+    el("p", {}, `Form ${law.best_form ?? law.form}, fitted to ${law.runs?.length ?? 0} runs up to ${format.power(law.line.fitted_to)} FLOPs`, law.excluded?.length ? `, ${law.excluded.length} left out` : "",
       law.identifiable === false ? el("span", { class: "warn" }, ` · not fully identified${law.why ? `: ${[law.why].flat().join("; ")}` : ""}`) : ""),
     el("p", { class: "muted small" }, parameters.map(([name, v]) => `${name} ${+v.toPrecision(4)}${Number.isFinite(error(name)) ? ` ± ${+error(name).toPrecision(2)}` : ""}`).join(" · ")));
 }

@@ -8,11 +8,13 @@ import * as format from "./format.js";
 import { aside, facts, heading } from "./run_words.js";
 
 const POINTS = 3000;
+const PINCH = /Mac/.test(navigator.platform) ? "⌘+wheel" : "Ctrl+wheel";
 const SMOOTH = [[0, "raw"], [10, "10"], [50, "50"], [200, "200"], [1000, "1000"]];
 
 export async function open(host, context) {
   const name = context.state.run;
-  let [run, got] = await Promise.all([api.run(name), api.samples(name, { max: POINTS })]);
+  const zoomed = near();
+  let [run, got, close] = await Promise.all([api.run(name), api.samples(name, { max: POINTS }), zoomed && api.samples(name, zoomed)]);
   let whole = got.columns;
   let thinned = got.thinned;
   let detail = null;
@@ -38,7 +40,7 @@ export async function open(host, context) {
   function words() {
     head.replaceChildren(heading(run));
     figures.replaceChildren(facts(run, whole));
-    gapTitle.textContent = `Distance from ${run.source === "own_past" ? "its own past" : "the line"}, in sigmas`;
+    gapTitle.textContent = !whole.step.length ? "" : `Distance from ${run.source === "own_past" ? "its own past" : "the line"}, in sigmas`;
     side.replaceChildren(aside(run, act));
   }
 
@@ -70,7 +72,7 @@ export async function open(host, context) {
 
   const automatic = () => {
     const { from, to } = context.state;
-    const { step } = detail ?? whole;
+    const { step } = shown();
     const n = from === null ? step.length : step.filter((s) => s >= from && s <= to).length;
     return SMOOTH.map(([v]) => v).filter((v) => v <= Math.max(10, n / 25)).at(-1);
   };
@@ -90,12 +92,18 @@ export async function open(host, context) {
     const map = usable(kind);
     const log = xs === "log";
     const axis = { ...AXES[kind], log };
-    const data = columnsFor(detail ?? whole, map, log);
+    const seen = shown();
+    const data = columnsFor(seen, map, log);
     const width = context.state.smooth ?? automatic();
     const soft = smooth(data.mean, width);
     const bands = band(curve(), map, log);
-    const window = from === null ? null : [map.to(from), map.to(to)];
-    const shown = { x: data.x, window, onWindow: (low, high) => (low === null ? zoom(null, null) : zoom(map.from(low), map.from(high))), sync: `run-${name}`, roomAtEnd: true };
+    const window = near() && [map.to(from), map.to(to)];
+    if (window && log) window[0] = Math.max(window[0], data.x[0] ?? 1);
+    const both = {
+      x: data.x, window, sync: `run-${name}`, roomAtEnd: true,
+      onWindow: (low, high) => (low === null ? zoom(null, null) : zoom(map.from(low), map.from(high))),
+      onMove: (low, high) => (low === null ? move(null, null) : move(map.from(low), map.from(high))),
+    };
     const live = curve() === null ? expectedBand(data) : [];
     const lost = thin(data.x.filter((_, i) => data.lost[i]), 300);
     if (!data.x.length) {
@@ -103,17 +111,19 @@ export async function open(host, context) {
       put(gapHost, "", null);
       lossHost.replaceChildren(el("p", { class: "empty" }, "No sample yet."));
       gapHost.replaceChildren();
+      gapTitle.textContent = "";
+      tools.replaceChildren();
       return;
     }
     put(lossHost, [kind, xs, ys, width > 1].join(), {
-      ...shown,
+      ...both,
       title: `Loss of ${name} against ${axis.label}, with the predicted band`,
       series: [
         { label: "loss", values: data.loss, stroke: width > 1 ? "--raw" : "--actual", width: 1 },
         { label: "smoothed", values: width > 1 ? soft : data.loss.map(() => null), stroke: "--actual", width: 2 },
       ],
       bands: [...bands, ...live],
-      lines: superseded.map((s) => ({ x: s.step.map(map.to), y: smooth(s.loss, Math.max(10, width)), stroke: "--second", width: 1.75, dash: [2, 3] })),
+      lines: superseded.map((s) => ({ x: s.step.map(map.to), y: smooth(s.loss, Math.max(10, width)), stroke: "--second", width: 2, dash: [2, 3], over: true })),
       marks: marksFor(run, map),
       dots: [
         ...lost.map((x) => ({ x, y: null, stroke: "--bad", shape: "cross", size: 3.5 })),
@@ -125,7 +135,7 @@ export async function open(host, context) {
       yFit: log ? undefined : settled(data.x, [data.loss], [...bands, ...live]),
       levels: Number.isFinite(run.target_loss) ? [{ y: run.target_loss, stroke: "--good", dash: [3, 3] }] : [],
       height: innerWidth < 600 ? 320 : 440,
-      rest: "Drag to zoom, double-click to zoom out.",
+      rest: `Drag or ${PINCH} to zoom${from === null ? "" : ", Shift+wheel to move"}, double-click to zoom out.`,
       readout: (i) => `${axis.say(data.x[i])}${kind === "steps" ? "" : `, step ${format.count(data.step[i])}`} · loss ${data.lost[i] ? "not a number" : format.loss(data.loss[i])}`
         + (width > 1 ? ` · smoothed ${format.loss(soft[i])}` : "")
         + (bands.length ? ` · predicted ${bandText(bands[0], data.x[i])}` : data.expected[i] === null ? "" : ` · expected ${format.loss(data.expected[i])}`),
@@ -143,7 +153,7 @@ export async function open(host, context) {
       const clipped = data.gap.map((v) => (v === null ? null : Math.max(-20, Math.min(20, v))));
       const softGap = smooth(clipped, Math.max(10, width));
       put(gapHost, [kind, xs].join(), {
-        ...shown,
+        ...both,
         title: `Distance of ${name} from its line in standard deviations`,
         series: [
           { label: "gap", values: clipped, stroke: "--raw", width: 1 },
@@ -166,27 +176,60 @@ export async function open(host, context) {
       gapHost.replaceChildren(el("p", { class: "muted small" }, "Nothing to compare with yet: the judge works from the run's own past."));
     }
     note.textContent = (detail ? detailThinned : thinned) ? `Thinned for drawing: each bucket keeps its lowest and highest sample${
-      (detail ?? whole).mean.some(Number.isFinite) ? "; the smoothed line follows the bucket's mean" : ", and the smoothed line runs between them"}. Zoom in to see every step.` : "";
+      seen.mean.some(Number.isFinite) ? "; the smoothed line follows the bucket's mean" : ", and the smoothed line runs between them"}. Zoom in to see every step.` : "";
   }
 
-  async function zoom(from, to) {
-    context.go({ from: from === null ? null : Math.max(0, Math.floor(from)), to: to === null ? null : Math.ceil(to) }, { quiet: true });
+  /** Every sample at hand: those near the window in detail, the others as the whole run has them. */
+  function shown() {
+    if (!detail || context.state.from === null) return whole;
+    const first = detail.step[0], last = detail.step.at(-1);
+    const before = whole.step.findIndex((s) => s >= first), after = whole.step.findIndex((s) => s > last);
+    return Object.fromEntries(Object.keys(whole).map((f) => [f, [
+      ...(before < 0 ? whole[f] : whole[f].slice(0, before)), ...detail[f], ...(after < 0 ? [] : whole[f].slice(after))]]));
+  }
+
+  /** The window and half as much on either side, so that a small move shows every step at once. */
+  function near() {
+    const { from, to } = context.state;
+    if (from === null || to === null || !(to > from)) return null;
+    const more = (to - from) / 2;
+    return { from: Math.max(0, Math.floor(from - more)), to: Math.ceil(to + more), max: 2 * POINTS };
+  }
+
+  async function zoom(from, to, replace = false) {
+    clearTimeout(resting);
+    context.go({ from: from === null ? null : Math.max(0, Math.floor(from)), to: to === null ? null : Math.ceil(to) }, { quiet: true, replace });
     await look();
+  }
+
+  /** While the wheel turns: drawn at once from what is at hand, whose buckets keep their extremes, and asked for at rest. */
+  let resting = null, due = 0;
+  function move(from, to) {
+    if (from !== null && to - from < 8) return;
+    asked += 1;
+    context.go({ from, to }, { quiet: true, address: false });
+    due ||= requestAnimationFrame(() => { due = 0; if (!closed) draw(); });
+    clearTimeout(resting);
+    resting = setTimeout(() => { if (!closed) zoom(from, to, true); }, 150);
   }
 
   let asked = 0;
   async function look() {
     const mine = ++asked;
-    const { from, to } = context.state;
-    if (from === null || to === null) detail = null;
+    const wanted = near();
+    if (!wanted) detail = null;
     else if (thinned) {
-      const answer = await api.samples(name, { from, to, max: POINTS }).catch((error) => { context.fail(error); return null; });
+      const answer = await api.samples(name, wanted).catch((error) => { context.fail(error); return null; });
       if (mine !== asked || closed) return;
-      detail = answer?.columns.step.length ? answer.columns : null;
-      detailThinned = answer?.thinned ?? false;
+      take(answer);
     }
     setTools();
     draw();
+  }
+
+  function take(answer) {
+    detail = answer?.columns.step.length ? answer.columns : null;
+    detailThinned = answer?.thinned ?? false;
   }
 
   async function older() {
@@ -198,8 +241,21 @@ export async function open(host, context) {
   }
 
   words();
-  await older();
-  await look();
+  if (close && thinned) take(close);
+
+  /** The arrows move the window by a quarter; plus and minus halve and double it. Whether the key was one of them. */
+  function turn(pressed) {
+    const by = { ArrowLeft: [-0.25, -0.25], ArrowRight: [0.25, 0.25], "+": [0.25, -0.25], "-": [-0.5, 0.5] }[pressed];
+    const end = Math.max(whole.step.at(-1) ?? 0, curve()?.step?.at(-1) ?? 0);
+    const [from, to] = context.state.from === null ? [whole.step[0] ?? 0, end] : [context.state.from, context.state.to];
+    if (!by || (context.state.from === null && pressed !== "+")) return false;
+    const width = to - from;
+    let low = from + by[0] * width, high = to + by[1] * width;
+    if (by[0] === by[1]) [low, high] = low < 0 ? [0, width] : high > end ? [end - width, end] : [low, high];
+    if (high - low >= end) move(null, null);
+    else move(Math.max(0, low), Math.min(end, high));
+    return true;
+  }
 
   let fetching = false;
   async function follow(summary) {
@@ -233,6 +289,12 @@ export async function open(host, context) {
   }
 
   return {
+    /** The view is in the document: its charts know how wide they are. What was superseded comes after the first picture. */
+    shown() {
+      setTools();
+      draw();
+      if ((run.attempts ?? []).length > 1) older().then(() => { if (!closed && superseded.length) draw(); });
+    },
     hear(summary) { if (summary.run === name) follow(summary); },
     key(pressed) {
       const cycle = (list, value) => list[(list.indexOf(value) + 1) % list.length];
@@ -240,8 +302,9 @@ export async function open(host, context) {
       const change = { x: { x: cycle(Object.keys(AXES).filter(usable), x) }, l: { xs: cycle(["linear", "log"], xs) }, y: { ys: cycle(["log", "linear"], ys) } }[pressed];
       if (change) { context.go(change, { quiet: true, replace: true }); setTools(); draw(); }
       if (pressed === "0") zoom(null, null);
+      return turn(pressed);
     },
-    close() { closed = true; for (const c of drawn.values()) c.chart.destroy(); },
+    close() { closed = true; clearTimeout(resting); for (const c of drawn.values()) c.chart.destroy(); },
   };
 }
 

@@ -2,7 +2,7 @@
 import { number } from "./api.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
-import { ACTIONS, SEVERITIES, badge, interval, progress } from "./words.js";
+import { ACTIONS, SEVERITIES, badge, interval, progress, then } from "./words.js";
 
 export function heading(run) {
   return el("div", { class: "heading" }, el("h1", {}, run.run), badge(run), run.team ? el("span", { class: "muted" }, run.team) : null,
@@ -38,7 +38,7 @@ export function facts(run, seen) {
     Number.isFinite(run.target_loss) ? fact("Target", format.loss(run.target_loss)) : null,
     rate === null ? null : fact("Tokens a second", format.short(rate)),
     goodput(run.goodput),
-    fact(run.phase === "ended" ? "Ended" : "Last step", format.ago(run.last_time), Number.isFinite(left) && run.phase !== "ended" ? `${format.duration(left * 3600)} left` : null));
+    fact(run.phase === "ended" ? "Ended" : run.phase === "waiting" ? "Last heard" : "Last step", format.ago(run.last_time), Number.isFinite(left) && run.phase !== "ended" ? `${format.duration(left * 3600)} left` : null));
 }
 
 /** `act(what, ...)` does what a button says: mute and see of the service. */
@@ -49,14 +49,21 @@ export function aside(run, act) {
 function adviceCard(run, act) {
   const a = run.advice;
   if (!a) return el("section", { class: "card note" }, el("h2", {}, "Advice"), el("p", { class: "muted" }, "None yet."));
+  if (run.phase === "ended" && a.action === "continue") {
+    return el("section", { class: "card note" }, el("h2", {}, "Advice"), el("p", { class: "muted" }, `The run has ended${run.end_reason ? `: ${run.end_reason}` : ""}.`),
+      a.final_loss ? el("p", { class: "muted" }, `Its end by the judge: ${format.loss(a.final_loss.p50)}, ${interval(a.final_loss)}`) : null);
+  }
   const miss = Number.isFinite(a.p_miss) ? a.p_miss : null;
+  // What stands elsewhere on the page is not said twice: the likely causes, the time and the money that are left.
+  const elsewhere = new Set((run.causes ?? []).map((c) => `${c.name}: ${c.evidence}`));
+  const evidence = (a.evidence ?? []).filter((e) => !elsewhere.has(e) && !(a.hours_left > 0 && /^finishing takes [0-9.]+ h/.test(e)));
   return el("section", { class: `card note advice${a.seen ? " seen" : ""}` },
     el("h2", {}, "Advice"),
     el("p", { class: "say" }, `${(ACTIONS[a.action] ?? String(a.action)).replace(/^./, (c) => c.toUpperCase())}`),
-    miss === null ? null : el("p", {}, `${format.percent(miss)} likely to miss the target`, Number.isFinite(run.target_loss) ? ` of ${format.loss(run.target_loss)}` : ""),
+    miss === null ? null : el("p", {}, `${then(a) ? "Then " : ""}${format.percent(miss)} likely to miss the target`, Number.isFinite(run.target_loss) ? ` of ${format.loss(run.target_loss)}` : ""),
     miss === null ? null : el("meter", { min: 0, max: 1, low: 0.25, high: 0.75, optimum: 0, value: miss, "aria-label": "probability of a miss" }),
     a.final_loss ? el("p", { class: "muted" }, `Ends at ${format.loss(a.final_loss.p50)}, ${interval(a.final_loss)}`) : null,
-    a.evidence?.length ? el("ul", {}, a.evidence.map((e) => el("li", {}, e))) : null,
+    evidence.length ? el("ul", {}, evidence.map((e) => el("li", {}, e))) : null,
     a.hours_left > 0 || a.money_left > 0 ? el("p", { class: "muted" }, "To the end: ",
       [a.hours_left > 0 ? format.duration(a.hours_left * 3600) : null, a.money_left > 0 ? format.money(a.money_left) : null].filter(Boolean).join(", ")) : null,
     el("p", { class: "muted small" }, `As of step ${format.count(a.step)}. It recommends; people decide.`),

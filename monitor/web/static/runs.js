@@ -45,7 +45,7 @@ export async function open(host, context) {
     const list = matching();
     const wrong = all.filter((r) => urgency(r) < 2).length;
     summary.textContent = `${format.count(all.length)} ${all.length === 1 ? "run" : "runs"}, `
-      + `${all.filter((r) => r.phase === "running").length} running, ${wrong ? `${wrong} off its line or worse` : "none off its line"}`
+      + `${all.filter((r) => r.phase === "running").length} running, ${wrong ? `${wrong} off ${wrong === 1 ? "its" : "their"} line or worse` : "none off its line"}`
       + (list.length > SHOWN ? `; the first ${SHOWN} of ${format.count(list.length)} shown` : "");
     place(list.slice(0, SHOWN).map(kept));
     document.title = wrong ? `(${wrong}) losscast` : "losscast";
@@ -88,7 +88,7 @@ export async function open(host, context) {
         r.expected === null || r.expected === undefined ? null : el("small", { class: "muted" }, `expected ${format.loss(api.number(r.expected))}`)),
       el("td", { "data-label": "Predicted end", class: "num" }, format.loss(r.predicted_final?.p50),
         r.predicted_final ? el("small", { class: "muted" }, interval(r.predicted_final)) : null),
-      el("td", { "data-label": "Advice" }, advice(r.advice),
+      el("td", { "data-label": "Advice" }, r.phase === "ended" ? el("span", { class: "muted" }, r.end_reason ?? "ended") : advice(r.advice),
         r.advice?.money_left > 0 ? el("small", { class: "muted" }, `${format.money(r.advice.money_left)} to go`) : null),
       el("td", { "data-label": "Last step", class: "num" }, ago,
         r.since_step !== null && r.since_step !== undefined && urgency(r) < 2 ? el("small", { class: "muted" }, `since step ${format.count(r.since_step)}`) : null));

@@ -52,10 +52,13 @@ export function interval(q) {
   return q ? `${format.loss(q.p05)} to ${format.loss(q.p95)}` : "";
 }
 
+/** A run that is told to roll back has its end told as if it had. */
+export const then = (a) => (a.action === "roll_back" && a.p_miss < 1 ? "then " : "");
+
 /** The advice in one line. */
 export function advice(a) {
   if (!a) return "";
-  const miss = a.p_miss === null || a.p_miss === undefined ? "" : `, ${format.percent(a.p_miss)} likely to miss`;
+  const miss = a.p_miss === null || a.p_miss === undefined ? "" : `, ${then(a)}${format.percent(a.p_miss)} likely to miss`;
   return `${ACTIONS[a.action] ?? a.action}${miss}`;
 }
 
