@@ -7,6 +7,8 @@ from typing import Any
 
 from launcher.cli.finding import RUN_HELP, on_kubernetes, seconds
 
+PACER_S = 60.0
+"""How long `stop` waits for the run's pacer."""
 PATIENCE_S = 900.0
 """How long `stop` waits for a step and a checkpoint before it says that it goes on alone."""
 
@@ -105,6 +107,7 @@ def stop_run(args: argparse.Namespace) -> int:
         print(
             f"{folder.name}: its job is ended" + ("" if args.now else "; it had not begun"), file=sys.stderr
         )
+        _with_its_pacer(facts.spec, now=True)
         return 0
     ask_to_stop(folder)
     if args.no_wait:
@@ -131,9 +134,20 @@ def stop_run(args: argparse.Namespace) -> int:
         else "no checkpoint was committed"
     )
     print(f"{folder.name}: {word} at step {facts.step}; {kept}", file=sys.stderr)
+    _with_its_pacer(facts.spec, now=False)
     if word == "stopped":
         print(f"next: losscast resume {args.run}", file=sys.stderr)
     return 0 if word in ("stopped", "finished") else 1
+
+
+def _with_its_pacer(spec: Any, *, now: bool) -> None:
+    """A run's pacer ends with it: wait until it has, and say so."""
+    from launcher.cli.finding import reach
+    from launcher.jobs.pacer import end
+
+    said = end(spec, reach, now=now, wait_s=PACER_S)
+    if said is not None:
+        print(said, file=sys.stderr)
 
 
 def _steps(text: str) -> tuple[int, int]:

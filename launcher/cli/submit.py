@@ -24,6 +24,11 @@ def register(commands: Any) -> None:
         "--to", metavar="WHERE", help="another place than the spec's: local, an address, kuberay"
     )
     parser.add_argument("--law", metavar="LAW", help="law.json to predict from; default the spec's own")
+    parser.add_argument(
+        "--pacer",
+        action="store_true",
+        help="hand in the run's pacer alone (policy.pacer: auto): one that failed, or on kuberay",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, and stop there")
     options(parser)
     parser.set_defaults(func=run)
@@ -86,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
     document = read_document(args.run)
     moved_to(document, args.to)
     spec = spec_in(document)
+    if args.pacer:
+        from launcher.jobs.pacer import spec_of_pacer
+
+        return hand_in(spec_of_pacer(spec), args, spec_of_pacer(spec).name, law=None)
     law = None if spec.law is None else Path(args.run).resolve().parent / spec.law
     law = Path(args.law) if args.law else law
     if law is not None:
@@ -111,6 +120,7 @@ def hand_in(
     from launcher.cli.finding import remember
     from launcher.data.feed import refuse_unfit
     from launcher.data.tokens import cache_folder
+    from launcher.jobs.pacer import start
     from launcher.jobs.submit import may_submit, refuse_shadows, submit
     from launcher.plan.plan import make_plan
     from launcher.plan.text import summary
@@ -151,8 +161,14 @@ def hand_in(
     dashboard, ray_env = cluster_of(spec.cluster.to)
     done = submit(spec, dashboard, ray_env, prediction=prediction)
     remember(spec.name, done.folder)
+    pacer = start(spec, dashboard, ray_env)
+    if pacer is not None:
+        print(pacer.said, file=sys.stderr)
+        if pacer.submission is not None:
+            remember(pacer.submission.run, pacer.submission.folder)
     if args.json:
-        print(json.dumps(done.__dict__))
+        beside = None if pacer is None or pacer.submission is None else pacer.submission.__dict__
+        print(json.dumps(done.__dict__ | ({} if pacer is None else {"pacer": beside})))
     else:
         print(done.job)
     if args.follow:

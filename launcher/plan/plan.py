@@ -30,6 +30,7 @@ from launcher.runspec.gpus import gpu_named
 from launcher.runspec.model import Gpt, RunSpec
 from launcher.training.ds_config import deepspeed_config
 from launcher.training.memory import checkpoint_bytes, rank_memory
+from launcher.training.pacer import twin_of
 
 MFU_RANGE = (0.55, 0.30)
 """Best and worst fraction of peak expected."""
@@ -91,7 +92,7 @@ def failure_hours(spec: RunSpec) -> Range | None:
 
 def warnings(spec: RunSpec) -> list[Problem]:
     """`launcher.runspec.doubts`, and what only an estimate can tell."""
-    found = [*doubtful(spec), *not_yet(spec)]
+    found = [*doubtful(spec), *not_yet(spec), *_pacing(spec)]
     time, failure = hours(spec), failure_hours(spec)
     if time and failure:
         every = spec.checkpoints.every_steps / spec.total_steps * time.low
@@ -126,6 +127,25 @@ def warnings(spec: RunSpec) -> list[Problem]:
     return found
 
 
+def _pacing(spec: RunSpec) -> list[Problem]:
+    """What is to be known of a pacer before the run is handed in."""
+    if spec.policy.pacer == "off":
+        return []
+    twin = twin_of(spec)
+    if twin.spec is None:
+        return [Problem(("policy.pacer",), f"no pacer is started: {twin.why}.")]
+    if spec.cluster.to == "kuberay":
+        text = (
+            "no pacer is started together with the run on Kubernetes, where its pods could take the room that the run "
+            "waits for. Once the run trains: losscast submit RUN --pacer"
+        )
+        return [Problem(("policy.pacer", "cluster.to"), text)]
+    if twin.speed < 1:
+        text = f"the pacer is {twin.speed:.2g} times as fast as the run, and one that lags is no control."
+        return [Problem(("policy.pacer",), text)]
+    return []
+
+
 def _smaller(spec: RunSpec) -> str:
     p = spec.parallel
     ways = []
@@ -145,6 +165,31 @@ def planned_manifests(spec: RunSpec) -> list[dict[str, Any]] | None:
     from launcher.kuberay.manifests import manifests
 
     return manifests(spec)
+
+
+def planned_pacer(spec: RunSpec) -> dict[str, Any] | None:
+    """The run's pacer and what it costs; with `why` alone where one was asked for and there is none. None: not asked for."""
+    if spec.policy.pacer == "off":
+        return None
+    twin = twin_of(spec)
+    if twin.spec is None:
+        return {"run": None, "why": twin.why}
+    time, cost = hours(twin.spec), money(twin.spec)
+    shape = twin.spec.workload
+    return {
+        "run": twin.spec.name,
+        "why": None,
+        "params": parameter_count(twin.spec),
+        "shape": {k: getattr(shape, k) for k in ("layers", "width", "heads")},
+        "flops": total_flops(twin.spec),
+        "attention_flops": attention_flops_per_token(twin.spec) * total_tokens(twin.spec),
+        "share": twin.share,
+        "speed": twin.speed,
+        "ranks": twin.spec.ranks,
+        "gpus": twin.spec.gpus,
+        "hours": time.to_dict() if time else None,
+        "dollars": cost.to_dict() if cost else None,
+    }
 
 
 def make_plan(spec: RunSpec) -> dict[str, Any]:
@@ -197,6 +242,7 @@ def make_plan(spec: RunSpec) -> dict[str, Any]:
         },
         "prediction": None,
         "optimal": None,
+        "pacer": planned_pacer(spec),
         "job": planned_job(spec),
         "manifests": planned_manifests(spec),
         "warnings": [{"keys": list(p.keys), "message": p.message} for p in warnings(spec)],

@@ -46,7 +46,7 @@ def _manifests(objects: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-SHORT = ("loss", "optimal", "parameters", "tokens", "ranks", "hours", "$", "failures", "checkpoints")
+SHORT = ("loss", "optimal", "parameters", "tokens", "ranks", "hours", "$", "failures", "checkpoints", "pacer")
 
 
 def summary(plan: dict[str, Any]) -> str:
@@ -82,6 +82,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ("$", _dollars(plan)),
         ("failures", _failures(plan)),
         ("checkpoints", _checkpoints(checkpoint)),
+        ("pacer", _pacer(plan)),
     ]
 
 
@@ -149,6 +150,27 @@ def _span(span: dict[str, float], form: str) -> str:
 def _failures(plan: dict[str, Any]) -> str:
     span = plan["hours_to_failure"]
     return f"one in {_span(span, '.3g')} hours expected" if span else ""
+
+
+def _pacer(plan: dict[str, Any]) -> str:
+    pacer = plan["pacer"]
+    if pacer is None:
+        return ""
+    if pacer["run"] is None:
+        return f"none: {pacer['why']}"
+    shape, dollars = pacer["shape"], _dollars(pacer)
+    on = (
+        f"{pacer['gpus']} GPU{'' if pacer['gpus'] == 1 else 's'}"
+        if pacer["gpus"]
+        else f"{pacer['ranks']} CPU ranks"
+    )
+    price = "; set cluster.price_per_gpu_hour for its price" if dollars.startswith("unknown") else ""
+    return (
+        f"{pacer['run']}: {pacer['params']:,} parameters ({shape['layers']} layers of {shape['width']}) on the same batches, "
+        f"{on} beside the run's for {_hours(pacer)}{'' if 'minutes' in _hours(pacer) else ' hours'}"
+        + (f", ${dollars}" if dollars and not price else "")
+        + f": {pacer['flops'] + pacer['attention_flops']:.3g} FLOPs, {pacer['share']:.1%} of the run's{price}"
+    )
 
 
 def _checkpoints(checkpoint: dict[str, Any]) -> str:

@@ -32,11 +32,12 @@ from launcher.recovery.owning import (
     tell_lease_lost,
     wait_for_turn,
 )
+from launcher.recovery.pacing import Pace
 from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
 from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log, job_output, note_failure
-from launcher.storage.remote import forget_stop, refresh, store_of, within_reach
+from launcher.storage.remote import forget_stop, refresh, stop_asked, store_of, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, read_json
 from launcher.training.assignment import Assignment, Outcome
 from launcher.training.saving import newest_verified, present
@@ -102,11 +103,12 @@ class Driver:
         self.ledger = Ledger.read(folder.path / "goodput.json", spec.cluster.price_per_gpu_hour)
         self.rollbacks = Rollbacks.read(folder, spec)
         self.adviser = Adviser.of(spec, say)
+        self.pace = Pace.of(spec, say)
         self.owner: Any = None
         self.attempt = 0
         self._looked = 0.0
         self._told = time.monotonic()
-        self._growing = False
+        self._growing = self._resting = False
         self._began, self._from = 0.0, 0
         self._saving = False
 
@@ -117,7 +119,13 @@ class Driver:
     def run(self, owner: Any) -> int:
         """Attempts until the run is finished, stopped or given up. Returns the exit status; raises LeaseGone."""
         self.owner = owner
+        if self.pace is not None:
+            patiently(lambda: forget_stop(self.folder), "clear the wish to stop")  # it meant the one before
         while True:
+            if self.pace is not None and not self.pace.wait(lambda: owner.lost is None and not self._asked()):
+                if owner.lost is not None:
+                    raise LeaseGone(owner.lost)
+                return 0
             try:
                 outcome = self._attempt()
             except RankFailed as error:
@@ -128,6 +136,9 @@ class Driver:
             else:
                 if owner.lost is not None:
                     raise LeaseGone(owner.lost)
+                if self._resting and not outcome.finished:
+                    self.group.close()
+                    continue
                 if outcome.finished or not self._growing:
                     return self._over(outcome)
                 say(f"{self.spec.name}: stopped at step {outcome.step} to go on with more ranks")
@@ -170,7 +181,8 @@ class Driver:
             skips=self.rollbacks.skips,
             digest=self.spec.digest,
         )
-        self._growing, self._looked = False, time.monotonic()
+        self._growing = self._resting = False
+        self._looked = time.monotonic()
         self._began, self._from = self._looked, step
         self.ledger.begin(here.ranks, step, time.monotonic())
         try:
@@ -180,6 +192,13 @@ class Driver:
             self.ledger.saw(self._reached(), now, self.group.seen.age_s)
             self.ledger.end(now)
             self.group.halt()
+
+    def _asked(self) -> bool:
+        """Somebody asked the run to stop while no attempt trains."""
+        try:
+            return self.folder.stop.exists() or stop_asked(self.folder)
+        except Exception:  # whatever the storage's library raises: it is asked again
+            return False
 
     def _unfit(self, step: int) -> None:
         """A committed checkpoint is not what was committed: somebody has to know, though the run goes on from an older one."""
@@ -207,6 +226,10 @@ class Driver:
             self._saving = False
             say(f"{self.spec.name}: asked for a checkpoint: at the next step")
             self.group.save()
+        if self.pace is not None and not self._resting and (why := self.pace.rest()) is not None:
+            say(f"{self.spec.name}: {why}: a checkpoint, then its places are given back")
+            self._resting = True
+            self.group.stop()
         if self.adviser is not None:
             ask = self.adviser.ask(
                 self._began, self._from, seen.reached, lambda: oldest_commit(self.folder), self.rollbacks

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launcher.errors import Failed, one_line
 from launcher.recovery.elastic import fewest_ranks
 from launcher.recovery.member import Home, Member
+from launcher.recovery.pacing import group_name
 from launcher.recovery.rank import Pulse
 from launcher.runspec.model import RunSpec
 
@@ -73,12 +74,15 @@ class Places:
         self._gpus = 1 if spec.cluster.gpus_per_node else 0
         self._bundle = {"CPU": 1.0, **({"GPU": 1.0} if self._gpus else {})}
         self._placements: list[Any] = []
+        self._made = 0
         self._standby: dict[str, Standby] = {}
         """By node."""
         self.slots: list[Slot] = []
 
     def _place(self, ranks: int) -> Any:
-        placement = placement_group([self._bundle] * ranks, strategy="PACK")
+        self._made += 1
+        name = group_name(self._spec.name, self._made)
+        placement = placement_group([self._bundle] * ranks, strategy="PACK", name=name)
         self._placements.append(placement)
         return placement
 
@@ -217,8 +221,8 @@ class Places:
 
     def stand_by(self, used: Sequence[Slot]) -> None:
         """Have one more actor import everything on every host that these slots are on. Returns at once."""
-        if not STANDBY:
-            return
+        if not STANDBY or self._spec.policy.paces is not None:
+            return  # a pacer takes no more of a host than it needs
         for slot in used:
             home = home_of(slot)
             if home.node in self._standby:
@@ -245,12 +249,13 @@ class Places:
         self.hire(slot)
 
     def close(self) -> None:
-        """End every actor and give the places back."""
+        """End every actor and give the places back. `assemble` finds new ones."""
         for holder in [*self.slots, *self._standby.values()]:
             if holder.member is not None:
                 ray.kill(holder.member, no_restart=True)
         for placement in list(self._placements):
             self._drop(placement)
+        self.slots, self._standby = [], {}
 
 
 def alive_nodes() -> set[str]:

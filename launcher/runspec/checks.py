@@ -15,6 +15,8 @@ NO_BF16 = re.compile(
     r"(?i)\b(k80|m40|m60|p4|p40|p100|v100|t4|gtx|titan|rtx ?(20|5000|6000|8000)\w*|quadro)\b"
 )
 """NVIDIA models before Ampere: no bfloat16 arithmetic."""
+LONGEST_PACED = 57
+"""Characters of a name that leave room for -pacer."""
 LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/]|$)")
 
 
@@ -365,6 +367,17 @@ def _policy(spec: RunSpec) -> Iterator[Problem]:
         yield Problem(
             ("policy.pacer", "workload.entrypoint"),
             "a pacer is a smaller twin, and losscast can shrink only its own gpt. Set pacer to off.",
+        )
+    if policy.pacer == "auto" and len(spec.name) > LONGEST_PACED:
+        yield Problem(
+            ("policy.pacer", "name"),
+            f"the pacer's name is the run's with -pacer behind it, 63 characters at most, and {spec.name} has "
+            f"{len(spec.name)}. Give the run a name of at most {LONGEST_PACED}, or set pacer to off.",
+        )
+    if policy.paces is not None and (policy.pacer == "auto" or policy.paces == spec.name):
+        yield Problem(
+            ("policy.paces", "policy.pacer" if policy.pacer == "auto" else "name"),
+            "a pacer has no pacer, and is not its own. Leave paces out: it is for the spec that losscast makes of a twin.",
         )
     if spec.eval is not None and spec.data is not None and spec.data.holdout_tokens < spec.context:
         yield Problem(

@@ -108,8 +108,6 @@ def _surroundings(spec: RunSpec) -> Iterator[Problem]:
 def not_yet(spec: RunSpec) -> list[Problem]:
     """What can be planned, and what this version of losscast refuses when it is submitted, or does not do yet."""
     found = []
-    if spec.policy.pacer == "auto":
-        found.append(Problem(("policy.pacer",), "this version starts no pacer."))
     p = spec.parallel
     if spec.cluster.nodes.min < spec.cluster.nodes.max and (p.pp > 1 or p.tp > 1 or p.zero > 2):
         found.append(

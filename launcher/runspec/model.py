@@ -156,6 +156,8 @@ class Policy(Part):
     """Nats per token: the final loss the run is for."""
     pacer: Literal["off", "auto"] = "off"
     """auto: a small twin on the very same batches, as a control."""
+    paces: Annotated[str, Field(pattern=NAME)] | None = None
+    """Of a pacer's own spec, which `submit` makes: the run that it is the pacer of, and with which it ends."""
 
 
 class RunSpec(Part):
@@ -282,7 +284,10 @@ class RunSpec(Part):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, every default written out; `from_dict` gives an equal spec."""
-        return self.model_dump(mode="json")
+        body = self.model_dump(mode="json")
+        if self.policy.paces is None:
+            del body["policy"]["paces"]  # so that specs written before there was the key keep their digest
+        return body
 
     @classmethod
     def from_dict(cls, data: Any) -> "RunSpec":

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.runspec.accounting import flops_per_token, parameter_count, total_flops
 from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder, read_json
+from launcher.training.pacer import control_of
 
 
 @dataclass(frozen=True)
@@ -90,5 +91,7 @@ def open_reporter(spec: RunSpec, folder: RunFolder, assignment: Assignment, para
         total_steps=spec.total_steps,
         batch_tokens=spec.train.batch_tokens,
         prediction=read_json(folder.prediction),
+        control=None if any(count for _, count in assignment.skips) else control_of(spec),
+        **({} if spec.policy.paces is None else {"paces": spec.policy.paces}),
     )
     return reporter

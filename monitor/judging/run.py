@@ -140,6 +140,9 @@ class Run:
         if isinstance(control, str) and control != context.get("control"):
             context["control"] = control
             self.control = ControlFeed(court.store, court.runs, control, None)
+        elif control is None and "control" in body:  # it reads other batches from here on
+            context.pop("control", None)
+            self.control = None
         if context != self.context:
             state = self.watch.state_dict()
             try:

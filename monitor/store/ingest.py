@@ -552,7 +552,8 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
         for name in ("target_loss", "total_tokens", "price_per_hour"):
             if body.get(name) is not None:
                 setattr(facts, name, unspell(body[name]))
-        facts.imported = body.get("imported") is True
+        # a pacer is a control: what becomes of it is shown, and pages nobody either
+        facts.imported = body.get("imported") is True or isinstance(body.get("paces"), str)
         if isinstance(body.get("control"), str):
             facts.control = body["control"][:63]
         if body.get("prediction") is not None:
