@@ -1,5 +1,6 @@
 """A run of a live monitor told again to the real W&B (offline), MLflow (a folder) and TensorBoard."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -80,11 +81,11 @@ def test_wandb_is_told_every_step_offline(service: Service, tmp_path: Path) -> N
 
 def history_of(file: Path) -> dict[int, dict[str, Any]]:
     """Rows by step, from W&B's file: records in LevelDB's log format, each a protobuf of its own."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    wire: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     rows = {}
     for data in records(file.read_bytes()):
-        record: Any = Record()
+        record = wire.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             row = {
