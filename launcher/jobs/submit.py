@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.data.tokens import WORKING_DIR
 from launcher.errors import Failed, Held, WrongInput
 from launcher.jobs.cluster import Cluster, Unknown
 from launcher.jobs.job import ray_job
@@ -23,7 +24,6 @@ from launcher.storage.output import job_log
 from launcher.storage.remote import ask_to_stop as ask_there
 from launcher.storage.remote import publish, refresh
 from launcher.storage.runfolder import RunFolder, last_step, read_json, write_whole
-from launcher.training.userrun import WORKING_DIR
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 AWAY_S = 60.0

@@ -1,7 +1,11 @@
 """Training that knows nothing of its run: a DeepSpeed script as it is, or a function without a parameter `run`.
 
 The first DeepSpeed engine that trains is watched: each of its updates is a step with the mean loss over ranks, its
-learning rate and gradient norm. Asked to stop, it ends after an update.
+learning rate and gradient norm.
+
+Asked to stop, a script that saves goes on to its own next save, and ends when it begins the update after that: only the
+script knows what belongs in its checkpoint. One that has not saved in this run yet ends after an update, and so does any whose
+place is taken away rather than asked for.
 
 What it saves with `engine.save_checkpoint(DIR)` it finds in DIR as ever, and the run keeps it too: a second copy under the
 attempt's own path, committed like any other, with the script's client state. When an attempt goes on from such a checkpoint,
@@ -17,10 +21,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from launcher.training.userrun import Run
+from launcher.training.run import Run
 
 NOTE = "losscast-script.json"
 """In a checkpoint: where the script itself saved it, and under which tag."""
@@ -33,11 +36,12 @@ class Stopped(BaseException):
 class Kept:
     """What the script saves, for the run to keep, and what the run has kept, for the script to load."""
 
-    def __init__(self, run: "Run", home: Path) -> None:
+    def __init__(self, run: Run, home: Path) -> None:
         self._run, self._home = run, home
         self._from = run.committed_checkpoint()
         self._note: dict[str, str] = {}
-        self._loaded = self._told = False
+        self._loaded = self._told = self._waits = self._due = False
+        run.awaits_save = self._from is not None
         if self._from is not None:
             with suppress(OSError, ValueError):
                 self._note = json.loads((self._from / NOTE).read_text())
@@ -51,6 +55,22 @@ class Kept:
         note = {"folder": self._name(folder), "tag": tag}
         again = _Again(engine, write, state, more, note if self._run.rank == 0 else None)
         self._run.save(again, step, wait=True)  # which one is the last, nobody knows
+        self._run.awaits_save = True
+        self._due = self._run.asked
+
+    def may_go_on(self) -> None:
+        """Called before an update is begun. Raises Stopped after the save that a wish to stop has waited for."""
+        if self._due:
+            self._run.stopped = True
+            raise Stopped
+
+    def went_on(self) -> None:
+        """An update was told, and nobody who must be heard at once wants the end: say what a person's wish waits for."""
+        if self._run.asked and not self._waits:
+            self._waits = True
+            self._run.say(
+                f"asked to stop at step {self._run.last_step}: the script goes on to its next save, and ends there"
+            )
 
     def place(self, folder: str, tag: str | None) -> tuple[str, str | None]:
         """From where to load instead of folder/tag."""
@@ -131,7 +151,7 @@ class _Again:
 
 
 @contextmanager
-def watched(run: "Run", home: Path) -> Iterator[None]:
+def watched(run: Run, home: Path) -> Iterator[None]:
     """While it lasts, every update of the first DeepSpeed engine that trains in this process is told to the run, and what
     it saves is kept. Relative paths start at `home`."""
     import torch.distributed as dist
@@ -163,9 +183,11 @@ def watched(run: "Run", home: Path) -> Iterator[None]:
             grad_norm=None if norm is None else float(norm),
         ):
             raise Stopped
+        kept.went_on()
 
     def new_backward(engine: Any, loss: Any, *args: Any, **more: Any) -> Any:
         if is_ours(engine) and not isinstance(engine, PipelineEngine):
+            kept.may_go_on()
             losses.append(loss.detach())
         return backward(engine, loss, *args, **more)
 
@@ -179,6 +201,8 @@ def watched(run: "Run", home: Path) -> Iterator[None]:
         return answer
 
     def new_train_batch(engine: Any, *args: Any, **more: Any) -> Any:
+        if is_ours(engine):
+            kept.may_go_on()
         loss = train_batch(engine, *args, **more)
         if is_ours(engine):
             told(engine, loss)

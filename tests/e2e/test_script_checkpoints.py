@@ -20,7 +20,7 @@ from launcher.training.saving import run_log  # noqa: E402
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 10, 4
 SCRIPT = """
-import os
+import os, time
 import deepspeed, torch
 from torch import nn
 
@@ -57,6 +57,9 @@ while done < STEPS:
     done += 1
     if done == int(os.environ.get("DIES_AT", 0)):
         raise RuntimeError("the machine burns")
+    if done == int(os.environ.get("STOPPED_AT", 0)):
+        open("runs/dies/stop", "w").close()  # what `losscast stop` does
+        time.sleep(1.5)  # a run looks once a second
     if done % EVERY == 0:
         engine.save_checkpoint("kept", client_state={"done": done})
 """
@@ -102,7 +105,7 @@ def committed(folder: Path, name: str) -> list[int]:
     return sorted(e.fields["step"] for e in run_log(RunFolder(folder / "runs" / name)).commits())
 
 
-def test_a_script_that_died_goes_on_from_what_the_run_kept_of_it(tmp_path: Path) -> None:
+def test_a_script_that_died_or_was_stopped_goes_on_from_what_the_run_kept_of_it(tmp_path: Path) -> None:
     whole = attempt(tmp_path, "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
     reference = steps(tmp_path, "whole", 1)
@@ -113,14 +116,19 @@ def test_a_script_that_died_goes_on_from_what_the_run_kept_of_it(tmp_path: Path)
     died = attempt(tmp_path, "dies", DIES_AT="7")
     assert died.returncode != 0 and committed(tmp_path, "dies") == [4]
     shutil.rmtree(tmp_path / "kept")  # with the machine that it was on
+    asked = attempt(tmp_path, "dies", STOPPED_AT="5")
+    assert asked.returncode == 0, asked.stderr[-3000:]
+    assert "step 4, committed by the run, is loaded for kept" in asked.stderr
+    assert "asked to stop at step 6: the script goes on to its next save, and ends there" in asked.stderr
+    assert list(steps(tmp_path, "dies", 2)) == [5, 6, 7, 8] and committed(tmp_path, "dies") == [4, 8]
+    assert not RunFolder(tmp_path / "runs" / "dies").result.exists(), "stopped is not finished"
+
+    (tmp_path / "runs" / "dies" / "stop").unlink()  # `losscast resume` takes the wish for an old one
     again = attempt(tmp_path, "dies")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "step 4, committed by the run, is loaded for kept" in again.stderr
-    resumed = steps(tmp_path, "dies", 2)
-    assert list(resumed) == list(range(5, STEPS + 1))
+    resumed = steps(tmp_path, "dies", 2) | steps(tmp_path, "dies", 3)
     assert resumed == pytest.approx({s: x for s, x in reference.items() if s > 4}, abs=1e-6)
     assert committed(tmp_path, "dies") == [4, 8]
-    assert steps(tmp_path, "dies", 2)[10] == pytest.approx(reference[10], abs=1e-6)
 
 
 def test_a_script_that_loads_nothing_is_not_said_to_have_resumed(tmp_path: Path) -> None:
