@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if args.pacer:
         from launcher.jobs.pacer import spec_of_pacer
 
-        return hand_in(spec_of_pacer(spec), args, spec_of_pacer(spec).name, law=None)
+        twin = spec_of_pacer(spec)
+        return hand_in(twin, args, twin.name, law=None)
     law = None if spec.law is None else Path(args.run).resolve().parent / spec.law
     law = Path(args.law) if args.law else law
     if law is not None:

@@ -32,12 +32,11 @@ def join(backend: str | None = None) -> None:
     )
 
 
-def leave(failed: bool = False) -> None:
-    """Leave the process group, at the end of a process that trained: gloo's threads would abort a Python that just exits, and
-    its status would be theirs. After a failure NCCL is left alone: it may wait for a collective that nobody will finish."""
+def leave() -> None:
+    """Leave the process group, at the end of a process that trained: its threads would abort a Python that just exits."""
     import torch.distributed as dist
 
-    if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -291,10 +291,6 @@ def main(argv: list[str] | None = None) -> int:
         if status is None:
             raise
         print(f"losscast: {error}", file=sys.stderr)
-        if "torch" in sys.modules:
-            from launcher.training.engine import leave
-
-            leave(failed=True)
         return status
     if int(os.environ["RANK"]) == 0:
         print(

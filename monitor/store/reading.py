@@ -51,7 +51,8 @@ class Found:
         return _with_bands(self.pieces.take(self.index[kept]), self.bands)
 
     def thinned(self, most: int) -> Columns:
-        """As `thinned` has them, and nothing else is put together."""
+        """The samples that `thin` keeps, with the column `mean`: the mean finite loss of the bucket each stands in. No others are
+        put together."""
         names = [name for name in ("step", "loss", "val_loss") if name in self.pieces.names]
         whole = Columns(len(self.index), {name: self.pieces.column(name)[self.index] for name in names})
         kept = thin(whole, most)
@@ -224,16 +225,6 @@ def _extremes(values: Floats, edges: NDArray[np.int64]) -> NDArray[np.intp]:
         at = np.flatnonzero(hit)
         found.append(at[np.unique(bucket[at], return_index=True)[1]])  # the first of each bucket
     return np.concatenate(found)
-
-
-def thinned(columns: Columns, most: int) -> Columns:
-    """The samples that `thin` keeps, with the column `mean`: the mean finite loss of the bucket each stands in."""
-    kept = thin(columns, most)
-    if len(kept) == columns.n:
-        return columns
-    out = columns.take(kept)
-    out.of["mean"] = _means(columns, most, kept)
-    return out
 
 
 def buckets(columns: Columns, most: int) -> NDArray[np.int64]:

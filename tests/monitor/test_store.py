@@ -13,10 +13,21 @@ from hypothesis import strategies as st
 
 from monitor import schema
 from monitor.errors import Failed
-from monitor.store.columns import COLUMNS, MISSING, Columns, Damaged, join, missing, pack, pack_lines, unpack
+from monitor.store.columns import (
+    COLUMNS,
+    MISSING,
+    Columns,
+    Damaged,
+    Pieces,
+    join,
+    missing,
+    pack,
+    pack_lines,
+    unpack,
+)
 from monitor.store.facts import AttemptFacts
 from monitor.store.ingest import Ingest
-from monitor.store.reading import buckets, spans, thin, thinned
+from monitor.store.reading import Found, buckets, spans, thin
 from monitor.store.store import FILE, Store
 from monitor.wire import SampleLine, parse
 from tests.monitor.test_ingest import sample
@@ -167,7 +178,7 @@ def test_thinning_never_hides_a_spike_or_a_nan(n: int, most: int, at: int) -> No
     assert len(kept) <= max(most, 6) or n <= most
     assert spike in kept and lost in kept and 0 in kept and n - 1 in kept
     assert (np.diff(kept) > 0).all()
-    fewer = thinned(columns, most)
+    fewer = Found(1, Pieces([columns]), np.arange(columns.n), []).thinned(most)
     assert fewer.get("step").tolist() == kept.tolist()
     if fewer.n < n:
         step, mean, edges = fewer.get("step"), fewer.get("mean"), buckets(columns, most).tolist()
