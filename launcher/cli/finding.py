@@ -52,7 +52,8 @@ def remember(name: str, address: str) -> None:
 
 def folder_of(run: str) -> Any:
     """The run's folder, from a run.yaml, a folder, an az:// address or a name. Raises WrongInput where there is none."""
-    from launcher.runspec.file import instead_of, read_spec
+    from launcher.runspec.document import instead_of
+    from launcher.runspec.file import read_spec
     from launcher.storage.remote import refresh
     from launcher.storage.runfolder import RunFolder
 

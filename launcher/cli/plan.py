@@ -35,7 +35,8 @@ def plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     from launcher.plan.plan import make_plan
     from launcher.plan.text import as_text
-    from launcher.runspec.file import read_document, spec_in
+    from launcher.runspec.document import read_document
+    from launcher.runspec.file import spec_in
 
     document = read_document(args.run)
     moved_to(document, args.to)
@@ -89,7 +90,7 @@ def manifests(spec: Any) -> int:
 def check_law(document: Any, spec: Any, path: str) -> list[dict[str, Any]]:
     """Warnings about a law's fitness for the run. Raises WrongInput where it speaks of something else."""
     from launcher.plan.lawcheck import doubts, mismatches
-    from launcher.runspec.file import Complaint
+    from launcher.runspec.document import Complaint
     from monitor.forecast.law import read_json
 
     read = read_json(path, "a law.json (`losscast fit` and `losscast ladder` make one)")

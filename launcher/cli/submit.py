@@ -86,7 +86,8 @@ def prediction_for(spec: Any, law_path: Path | None) -> dict[str, Any] | None:
 def run(args: argparse.Namespace) -> int:
     """Show, ask, submit, and with --follow stay until the end."""
     from launcher.cli.plan import check_law, moved_to
-    from launcher.runspec.file import read_document, spec_in
+    from launcher.runspec.document import read_document
+    from launcher.runspec.file import spec_in
 
     document = read_document(args.run)
     moved_to(document, args.to)

@@ -25,7 +25,8 @@ def validate(args: argparse.Namespace) -> int:
     """Check each file; 2 when any can't run."""
     from launcher.errors import WrongInput
     from launcher.plan.plan import warnings
-    from launcher.runspec.file import Complaint, located, read_document, spec_in
+    from launcher.runspec.document import Complaint, located, read_document
+    from launcher.runspec.file import spec_in
 
     answers, wrong = [], False
     for path in args.runs:

@@ -22,8 +22,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from launcher.errors import WrongInput
 from launcher.runspec.accounting import parameter_count
-from launcher.runspec.file import Complaint, Document, describe, read_document
+from launcher.runspec.document import Complaint, Document, read_document
 from launcher.runspec.model import NAME, RunSpec
+from launcher.runspec.wording import word
 
 
 class Ladder(BaseModel):
@@ -60,7 +61,7 @@ def specs_of(ladder: Ladder, document: Document | None = None) -> list[RunSpec]:
         try:
             specs.append(RunSpec.model_validate(_with_tokens(ladder, data)))
         except ValidationError as error:
-            found = describe(error, data)
+            found = word(error, data)
             if document is None:
                 lines = "\n".join(f"{c.path}: {c.message}" for c in found)
                 raise WrongInput(f"rungs[{number}]: {lines}") from None

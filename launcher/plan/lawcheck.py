@@ -6,8 +6,8 @@ would be asked about another N. What a law does not say of itself is taken on tr
 
 from collections.abc import Mapping
 
-from launcher.runspec.checks import Problem
 from launcher.runspec.model import RunSpec
+from launcher.runspec.problem import Problem
 
 PARAMS = "embeddings included"
 LOSS = "nats per token"

@@ -24,10 +24,10 @@ from launcher.runspec.accounting import (
     total_flops,
     total_tokens,
 )
-from launcher.runspec.checks import Problem
 from launcher.runspec.doubts import doubtful, not_yet
 from launcher.runspec.gpus import gpu_named
 from launcher.runspec.model import Gpt, RunSpec
+from launcher.runspec.problem import Problem
 from launcher.training.ds_config import deepspeed_config
 from launcher.training.memory import checkpoint_bytes, rank_memory
 from launcher.training.pacer import twin_of

@@ -1,15 +1,18 @@
 """Combinations of keys that can't run.
 
 Most of these DeepSpeed would find at engine start, on every GPU at once, or never. `impossible` is empty for every
-spec that exists. Pure: it looks at nothing but the spec. A problem names every key that takes part in it, since any
+`RunSpec` that exists. Pure: it looks at nothing but the spec. A problem names every key that takes part in it, since any
 of them may be the wrong one. What runs and will probably disappoint is in `launcher.runspec.doubts`.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from launcher.runspec.model import AZ_URL, Entrypoint, Gpt, RunSpec
+from launcher.runspec.checks_kuberay import impossible_on_kubernetes
+from launcher.runspec.keys import AZ_URL
+from launcher.runspec.problem import Problem
+from launcher.runspec.sections import Sections
+from launcher.runspec.workload import Entrypoint, Gpt
 
 NO_BF16 = re.compile(
     r"(?i)\b(k80|m40|m60|p4|p40|p100|v100|t4|gtx|titan|rtx ?(20|5000|6000|8000)\w*|quadro)\b"
@@ -20,27 +23,8 @@ LONGEST_PACED = 57
 LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/]|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with some keys taken together, and what to set instead."""
-
-    keys: tuple[str, ...]
-    """Dotted paths, such as parallel.zero."""
-    message: str
-
-
-class Impossible(ValueError):
-    """Raised inside validation; carries the problems to whoever words the error."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(f"{', '.join(p.keys)}: {p.message}" for p in problems))
-        self.problems = problems
-
-
-def impossible(spec: RunSpec) -> list[Problem]:
+def impossible(spec: Sections) -> list[Problem]:
     """Every combination in the spec that can't run."""
-    from launcher.runspec.checks_kuberay import impossible_on_kubernetes
-
     return [
         *_shape(spec),
         *_batch(spec),
@@ -69,7 +53,7 @@ def _round_to(value: int, multiple: int) -> str:
     return f"{under} or {over}" if under else str(over)
 
 
-def _shape(spec: RunSpec) -> Iterator[Problem]:
+def _shape(spec: Sections) -> Iterator[Problem]:
     gpt = spec.workload
     if not isinstance(gpt, Gpt):
         if spec.train.lr_base_width is not None:
@@ -132,7 +116,7 @@ def _shape(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
-def _batch(spec: RunSpec) -> Iterator[Problem]:
+def _batch(spec: Sections) -> Iterator[Problem]:
     batch, context, dp = (
         spec.train.batch_tokens,
         spec.workload.context,
@@ -171,7 +155,7 @@ def _batch(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
-def _layout(spec: RunSpec) -> Iterator[Problem]:
+def _layout(spec: Sections) -> Iterator[Problem]:
     p, gpt, cluster = spec.parallel, spec.workload, spec.cluster
     if p.pp > 1 and p.zero >= 2:
         yield Problem(
@@ -228,7 +212,7 @@ def _layout(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
-def _ranks(spec: RunSpec) -> Iterator[Problem]:
+def _ranks(spec: Sections) -> Iterator[Problem]:
     p, cluster = spec.parallel, spec.cluster
     keys = (
         "parallel.dp",
@@ -259,7 +243,7 @@ def _ranks(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
-def _schedule(spec: RunSpec) -> Iterator[Problem]:
+def _schedule(spec: Sections) -> Iterator[Problem]:
     train, schedule = spec.train, spec.train.schedule
     decay = schedule.decay_tokens
     if schedule.warmup_tokens > train.tokens:
@@ -305,7 +289,7 @@ def _schedule(spec: RunSpec) -> Iterator[Problem]:
             )
 
 
-def _places(spec: RunSpec) -> Iterator[Problem]:
+def _places(spec: Sections) -> Iterator[Problem]:
     remote = spec.cluster.to == "kuberay"
     if remote and spec.kubernetes is None:
         yield Problem(
@@ -355,7 +339,7 @@ def _places(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
-def _policy(spec: RunSpec) -> Iterator[Problem]:
+def _policy(spec: Sections) -> Iterator[Problem]:
     policy = spec.policy
     if policy.on_divergence != "observe" and spec.monitor is None:
         yield Problem(

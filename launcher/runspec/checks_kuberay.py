@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from launcher.runspec.checks import Problem
-from launcher.runspec.model import Kubernetes, RunSpec
+from launcher.runspec.cluster import Kubernetes
+from launcher.runspec.problem import Problem
+from launcher.runspec.sections import Sections
 
 RAY_WITH_TOKENS = (2, 52, 0)
 OWN_PATHS = ("/tmp", "/home/losscast", "/dev/shm", "/etc/losscast", "/var/losscast", "/proc", "/sys", "/dev")
@@ -13,7 +14,7 @@ QUALIFIED = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-
 """Names of labels and of device resources."""
 
 
-def impossible_on_kubernetes(spec: RunSpec) -> Iterator[Problem]:
+def impossible_on_kubernetes(spec: Sections) -> Iterator[Problem]:
     """Nothing for a spec without `kubernetes`."""
     k8s, nodes = spec.kubernetes, spec.cluster.nodes
     if k8s is None or spec.cluster.to != "kuberay":
@@ -52,7 +53,7 @@ def impossible_on_kubernetes(spec: RunSpec) -> Iterator[Problem]:
     yield from _volumes(spec, k8s)
 
 
-def _volumes(spec: RunSpec, k8s: Kubernetes) -> Iterator[Problem]:
+def _volumes(spec: Sections, k8s: Kubernetes) -> Iterator[Problem]:
     seen: set[str] = set()
     for n, volume in enumerate(k8s.volumes):
         key, path = f"kubernetes.volumes.{n}.path", volume.path.rstrip("/") or "/"

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 
 from launcher.runspec.accounting import parameter_count
-from launcher.runspec.checks import LOOPBACK, Problem
+from launcher.runspec.checks import LOOPBACK
 from launcher.runspec.model import Entrypoint, Gpt, RunSpec
+from launcher.runspec.problem import Problem
 
 
 def doubtful(spec: RunSpec) -> list[Problem]:

@@ -7,7 +7,7 @@ import ast
 import inspect
 from typing import Any
 
-from launcher.runspec import cluster, model, workload
+from launcher.runspec import cluster, sections, workload
 from launcher.runspec.model import RunSpec
 
 
@@ -17,12 +17,12 @@ def json_schema() -> dict[str, Any]:
     documents = _documents()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "losscast run.yaml"
-    for name, section in [("RunSpec", schema), *schema.get("$defs", {}).items()]:
+    for name, section in [("Sections", schema), *schema.get("$defs", {}).items()]:
         for key, about in section.get("properties", {}).items():
             if (text := documents.get((name, key))) is not None:
                 about["description"] = text
             about.pop("title", None)
-        section.pop("title", None) if name != "RunSpec" else None
+        section.pop("title", None) if section is not schema else None
     nodes = schema["$defs"]["Cluster"]["properties"]["nodes"]
     reference = {k: nodes.pop(k) for k in ("$ref", "allOf") if k in nodes}
     nodes["anyOf"] = [{"type": "integer", "minimum": 1}, reference]
@@ -45,7 +45,7 @@ def _documents() -> dict[tuple[str, str], str]:
     """(section, key) to the text under the key, where the section's class is written."""
     found: dict[tuple[str, str], str] = {}
     written = [
-        node for module in (workload, cluster, model) for node in ast.parse(inspect.getsource(module)).body
+        node for module in (workload, cluster, sections) for node in ast.parse(inspect.getsource(module)).body
     ]
     for node in written:
         if not isinstance(node, ast.ClassDef):

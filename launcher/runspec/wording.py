@@ -1,7 +1,7 @@
 """What is wrong with a spec, in words: pydantic's errors as what, why and what instead.
 
 Pure: an error and the data it is about go in, complaints with paths come out. Places in the file are added by
-`launcher.runspec.file`.
+`launcher.runspec.document`.
 """
 
 import difflib
@@ -11,9 +11,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from launcher.runspec.checks import Impossible
-from launcher.runspec.file import Complaint, Loc
-from launcher.runspec.model import Entrypoint, Gpt, RunSpec
+from launcher.runspec.document import Complaint, Loc
+from launcher.runspec.problem import Impossible
+from launcher.runspec.sections import Sections
+from launcher.runspec.workload import Entrypoint, Gpt
 
 EXAMPLES: dict[str, str] = {
     "name": "gpt-125m-baseline",
@@ -178,7 +179,7 @@ def _clean(loc: tuple[Any, ...], data: Any) -> Loc:
 
 def model_at(loc: Loc, data: Any) -> type[BaseModel] | None:
     """The section of run.yaml at a path, as its type; None when there is none."""
-    model: Any = RunSpec
+    model: Any = Sections
     for part in loc:
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
             return None
@@ -341,7 +342,7 @@ def _unit_note(key: str) -> str:
 
 def _sections_with(key: str) -> list[str]:
     found = []
-    for name, info in RunSpec.model_fields.items():
+    for name, info in Sections.model_fields.items():
         model = _model_in(info.annotation)
         if model and key in model.model_fields:
             found.append(name)

@@ -122,7 +122,7 @@ def test_manifests_need_kuberay(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_schema_takes_every_example_and_refuses_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     from launcher.errors import WrongInput
-    from launcher.runspec.file import read_data
+    from launcher.runspec.document import read_data
 
     status, out, _ = run(capsys, "schema")
     assert status == 0

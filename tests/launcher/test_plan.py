@@ -11,8 +11,9 @@ import pytest
 from launcher.plan.lawcheck import conventions, doubts, mismatches
 from launcher.plan.plan import make_plan, warnings
 from launcher.plan.text import as_text
+from launcher.runspec.document import read_data
 from launcher.runspec.doubts import doubtful, not_yet
-from launcher.runspec.file import read_data, read_spec
+from launcher.runspec.file import read_spec
 from launcher.runspec.gpus import gpu_named
 from launcher.runspec.model import RunSpec
 from launcher.training.memory import rank_memory, stage_layers, stage_parameters

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import WrongInput
-from launcher.runspec.file import parse, read_data, read_spec
+from launcher.runspec.document import parse, read_data
+from launcher.runspec.file import read_spec
 
 BROKEN = sorted((Path(__file__).parent / "broken_specs").glob("*.yaml"))
 EXPECT = re.compile(r"# expect (\d+):(\d+) ([\w.\[\]<]*): (.+)")
