@@ -205,7 +205,9 @@ def make_plan(spec: RunSpec) -> dict[str, Any]:
     parts, known = None, spec.workload.context is not None
     if isinstance(spec.workload, Gpt):
         counts = gpt_parameters(spec.workload)
-        parts = {k: getattr(counts, k) for k in ("embedding", "positions", "attention", "mlp", "head")}
+        parts = {
+            k: getattr(counts, k) for k in ("embedding", "positions", "patches", "attention", "mlp", "head")
+        }
     return {
         "run": spec.name,
         "spec_digest": spec.digest,

@@ -20,6 +20,8 @@ NO_BF16 = re.compile(
 """NVIDIA models before Ampere: no bfloat16 arithmetic."""
 LONGEST_PACED = 57
 """Characters of a name that leave room for -pacer."""
+LARGEST_LR = 1.0
+"""Adam's step is about lr a weight, whatever the gradient, and weights start well below 1: above it nothing is learnt."""
 LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/]|$)")
 
 
@@ -51,6 +53,12 @@ def _round_to(value: int, multiple: int) -> str:
     """The multiples just under and over `value`, as words."""
     under, over = value // multiple * multiple, -(-value // multiple) * multiple
     return f"{under} or {over}" if under else str(over)
+
+
+def _slipped(value: float) -> str:
+    """The number that was meant where a minus is missing from its exponent: 6e4 for 6e-4."""
+    exponent = int(f"{value:e}".split("e")[1])
+    return f" Did you mean {value / 10**exponent:g}e-{exponent}?" if exponent > 0 else ""
 
 
 def _shape(spec: Sections) -> Iterator[Problem]:
@@ -269,6 +277,12 @@ def _schedule(spec: Sections) -> Iterator[Problem]:
             + ("never decays" if schedule.kind == "constant" else "decays from the warm-up to the end")
             + ". Leave it out, or set kind to wsd.",
         )
+    if isinstance(spec.workload, Gpt) and train.lr > LARGEST_LR:
+        yield Problem(
+            ("train.lr",),
+            f"Adam moves every weight by about lr a step, and {train.lr:g} is far more than the weights are."
+            f"{_slipped(train.lr)} Rates that train are near 1e-3.",
+        )
     if schedule.final_lr > train.lr:
         yield Problem(
             ("train.schedule.final_lr", "train.lr"),
@@ -299,7 +313,8 @@ def _places(spec: Sections) -> Iterator[Problem]:
     if not remote and spec.kubernetes is not None:
         yield Problem(
             ("kubernetes", "cluster.to"),
-            f"is read with `to: kuberay` only, and `to` is {spec.cluster.to}. Remove it, or set `to` to kuberay.",
+            f"the kubernetes section is read with `to: kuberay` only, and `to` is {spec.cluster.to}. Remove it, or set "
+            "`to` to kuberay.",
         )
     urls = [("checkpoints.url", spec.checkpoints.url)]
     if spec.data is not None:

@@ -71,7 +71,7 @@ class Document:
     def render(self, complaint: Complaint) -> str:
         """`file:line:col path: message`, the line itself, and a caret."""
         line, column = self.place(complaint)
-        path = f" {complaint.path}:" if complaint.loc else ""
+        path = f" {complaint.path or repr('')}:" if complaint.loc else ""
         text = self.lines[line - 1] if line <= len(self.lines) else ""
         number = f"{line:>5} | "
         shown = text.replace("\t", " ")
@@ -118,7 +118,9 @@ def read_document(path: str | Path) -> Document:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         column = error.start - (raw[: error.start].rfind(b"\n") + 1) + 1
-        raise WrongInput(f"{path}:{line}:{column} byte 0x{raw[error.start]:02x} is not UTF-8") from None
+        raise WrongInput(
+            f"{path}:{line}:{column} byte 0x{raw[error.start]:02x} is not UTF-8. Save the file as UTF-8."
+        ) from None
 
 
 def instead_of(folder: Path) -> str:
@@ -144,8 +146,7 @@ def parse(text: str, name: str) -> Document:
     try:
         _Builder(document, yaml.parse(text, Loader=yaml.SafeLoader)).build()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        at = _blamed(error, document)
         raise document.refuse([Complaint((), _yaml_error(error, document, at), mark=at)]) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
@@ -154,11 +155,31 @@ def parse(text: str, name: str) -> Document:
     return document
 
 
+def _blamed(error: Any, document: Document) -> tuple[int, int]:
+    """Line and column to mend, which is not always where the scanner gave up."""
+    mark, said = error.problem_mark or error.context_mark, error.problem or ""
+    if "could not find expected ':'" in said and error.context_mark is not None:
+        mark = error.context_mark  # where the key began, not where its colon was missed
+    if "expected '<document start>'" in said:
+        directive = next((n for n, line in enumerate(document.lines) if line.startswith("%")), None)
+        if directive is not None:
+            return directive + 1, 1
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
 def _yaml_error(error: Any, document: Document, at: tuple[int, int]) -> str:
     line = document.lines[at[0] - 1] if at[0] <= len(document.lines) else ""
     said = " ".join(str(p) for p in (error.context, error.problem) if p)
     if "\t" in line[: at[1]]:
         return f"not YAML: a tab can't indent. Use spaces. ({said})"
+    if "could not find expected ':'" in said:
+        if (stuck := re.match(r"\s*([\w-]+):(\S.*)", line)) is not None:
+            return f"not YAML: a space is missing after the colon. Write {stuck[1]}: {stuck[2]}."
+        return "not YAML: a key without a colon. Write key: value."
+    if "expected '<document start>'" in said:
+        if line.startswith("%"):
+            return "not YAML: a line that starts with % is a directive. Remove it, or put the text in quotes."
+        return "not YAML: more text after `...`, which ends a document. Remove the line with `...`."
     if "mapping values are not allowed" in said:
         if re.fullmatch(
             r"\s*[\w-]+", line[: at[1] - 1]
@@ -252,7 +273,7 @@ class _Builder:
         mapping: dict[str, Any] = {}
         while not isinstance(key_event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(key_event, yaml.ScalarEvent):
-                self._complain(loc, key_event, "a key must be text")
+                self._complain(loc, key_event, "a key must be text. Write name: value.")
                 self._node(key_event, (*loc, "?"), depth + 1)
                 self._node(next(self.events), (*loc, "?"), depth + 1)
                 continue

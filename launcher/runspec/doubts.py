@@ -51,13 +51,19 @@ def _layout(spec: RunSpec) -> Iterator[Problem]:
 
 def _steps(spec: RunSpec) -> Iterator[Problem]:
     train, steps = spec.train, spec.total_steps
-    if spec.checkpoints.every_steps > steps:
+    if train.tokens < train.batch_tokens:
+        yield Problem(
+            ("train.tokens", "train.batch_tokens"),
+            f"{train.tokens} tokens are less than one batch of {train.batch_tokens}: the run is a single step. "
+            "Counts are whole tokens: 2.5 billion is 2.5e9.",
+        )
+    elif spec.checkpoints.every_steps > steps:
         yield Problem(
             ("checkpoints.every_steps", "train.tokens"),
             f"the run ends at step {steps}, before its first checkpoint at {spec.checkpoints.every_steps}; "
             "a failure loses all of it.",
         )
-    if spec.eval is not None and spec.eval.every_steps > steps:
+    if spec.eval is not None and spec.eval.every_steps > steps > 1:
         yield Problem(
             ("eval.every_steps", "train.tokens"),
             f"the run ends at step {steps}, before its first evaluation.",

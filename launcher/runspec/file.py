@@ -17,7 +17,8 @@ def read_spec(path: str | Path) -> RunSpec:
 def spec_in(document: Document) -> RunSpec:
     """The RunSpec in a document that was read. Raises WrongInput like `read_spec`."""
     if not isinstance(document.data, dict):
-        found = "nothing" if document.data is None else type(document.data).__name__
+        kinds = {type(None): "nothing", list: "a list", str: "text", bool: "true or false"}
+        found = kinds.get(type(document.data), "a number")
         raise document.refuse(
             [
                 *document.complaints,

@@ -18,6 +18,11 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def no_flag(value: Any) -> Any:
+    """A choice of numbers that `true`, which Python holds equal to 1, is none of."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def as_tuple(value: Any) -> Any:
     """YAML's lists are tuples here, since specs are frozen."""
     return tuple(value) if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from launcher.runspec.cluster import Cluster, Kubernetes
-from launcher.runspec.keys import NAME, Natural, Part, Positive, Ranks, Rate, Text, as_tuple, whole
+from launcher.runspec.keys import NAME, Natural, Part, Positive, Ranks, Rate, Text, as_tuple, no_flag, whole
 from launcher.runspec.workload import Workload, which_workload
 
 
@@ -93,7 +93,7 @@ class Parallel(Part):
     """Pipeline stages; 1 turns the pipeline off."""
     tp: Ranks = 1
     """Tensor-parallel ranks a layer is split over."""
-    zero: Literal[0, 1, 2, 3] = 1
+    zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(no_flag)] = 1
     """What ZeRO shards over dp: 1 optimizer states, 2 also gradients, 3 also parameters."""
     micro_batch: Positive | None = None
     """Sequences a rank computes at once; default the largest that divides the batch and stays under 16,384 tokens."""

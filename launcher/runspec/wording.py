@@ -14,94 +14,10 @@ from pydantic import BaseModel, ValidationError
 from launcher.runspec.document import Complaint, Loc
 from launcher.runspec.problem import Impossible
 from launcher.runspec.sections import Sections
+from launcher.runspec.words import EXAMPLES, FIRST, MEANT, NOTES, SWITCHED_ON
 from launcher.runspec.workload import Entrypoint, Gpt
 
-EXAMPLES: dict[str, str] = {
-    "name": "gpt-125m-baseline",
-    "workload": "{kind: gpt, layers: 12, width: 768, heads: 12, context: 1024}",
-    "workload.layers": "12",
-    "workload.width": "768",
-    "workload.heads": "12",
-    "workload.context": "1024",
-    "workload.entrypoint": "my_train:main",
-    "data.path": "./corpus",
-    "train": "{tokens: 2.5e9, batch_tokens: 524288, lr: 6e-4}",
-    "train.tokens": "2.5e9",
-    "train.batch_tokens": "524288",
-    "train.lr": "6e-4",
-    "train.optimizer.betas": "[0.9, 0.95]",
-    "eval.every_steps": "500",
-    "cluster.nodes": "2, or {min: 1, max: 2}",
-    "cluster.nodes.min": "1",
-    "cluster.nodes.max": "2",
-    "kubernetes.image": "registry.example.com/losscast:0.1",
-    "monitor.url": "http://127.0.0.1:8700",
-    "cluster.to": "local, ray://host:10001, http://host:8265 or kuberay",
-}
-"""What a right value looks like, by path."""
-
-MEANT: dict[str, str] = {
-    "learning_rate": "train.lr",
-    "max_lr": "train.lr",
-    "min_lr": "train.schedule.final_lr",
-    "batch_size": "train.batch_tokens",
-    "global_batch_size": "train.batch_tokens",
-    "train_batch_size": "train.batch_tokens",
-    "train_micro_batch_size_per_gpu": "parallel.micro_batch",
-    "micro_batch_size": "parallel.micro_batch",
-    "max_tokens": "train.tokens",
-    "total_tokens": "train.tokens",
-    "warmup": "train.schedule.warmup_tokens",
-    "warmup_steps": "train.schedule.warmup_tokens",
-    "decay_steps": "train.schedule.decay_tokens",
-    "weight_decay": "train.optimizer.weight_decay",
-    "grad_clip": "train.optimizer.grad_clip",
-    "gradient_clipping": "train.optimizer.grad_clip",
-    "betas": "train.optimizer.betas",
-    "dtype": "train.precision",
-    "bf16": "train.precision",
-    "n_layer": "workload.layers",
-    "n_layers": "workload.layers",
-    "num_layers": "workload.layers",
-    "d_model": "workload.width",
-    "hidden_size": "workload.width",
-    "n_embd": "workload.width",
-    "n_head": "workload.heads",
-    "num_heads": "workload.heads",
-    "seq_len": "workload.context",
-    "sequence_length": "workload.context",
-    "block_size": "workload.context",
-    "vocab_size": "workload.vocab",
-    "model": "workload",
-    "dataset": "data",
-    "gpus": "cluster.gpus_per_node",
-    "num_nodes": "cluster.nodes",
-    "data_parallel": "parallel.dp",
-    "pipeline_parallel": "parallel.pp",
-    "tensor_parallel": "parallel.tp",
-    "zero_stage": "parallel.zero",
-    "gradient_accumulation_steps": "train.batch_tokens",
-    "token": "monitor.token_env",
-    "save_every": "checkpoints.every_steps",
-    "save_steps": "checkpoints.every_steps",
-    "checkpoint_dir": "checkpoints.url",
-    "namespace": "kubernetes.namespace",
-    "image": "kubernetes.image",
-    "schedule": "train.schedule",
-    "optimizer": "train.optimizer",
-}
-"""Other tools' words for our keys."""
-
-FIRST: dict[str, str] = {
-    "data": "path",
-    "train.schedule": "kind",
-    "eval": "every_steps",
-    "parallel": "dp",
-    "cluster": "to",
-    "checkpoints": "url",
-    "monitor": "url",
-}
-"""The key that a value is probably for which was written in place of a whole section."""
+NUMBER = r"[-+]?[0-9.]+([eE][-+]?\d+)?"
 
 
 def word(error: ValidationError, data: Any) -> list[Complaint]:
@@ -163,7 +79,8 @@ def _right_key(loc: Loc, data: Any) -> str | None:
 
 
 def _plain(key: str) -> str:
-    return key.lower().replace("-", "_")
+    """A key as ours are written: batchTokens and batch-tokens are batch_tokens."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")
 
 
 def _clean(loc: tuple[Any, ...], data: Any) -> Loc:
@@ -218,14 +135,17 @@ def _one(item: Any, loc: Loc, data: Any) -> Complaint:
     if kind == "union_tag_invalid":
         return Complaint(
             (*loc, "kind"),
-            f"there is no workload {value.get('kind')!r}. Use gpt, or entrypoint: module:function.",
+            f"there is no workload {_shown(value.get('kind'))}. Use gpt, or entrypoint: module:function.",
         )
     if value is None:
         what = "has no value" + (f", such as `{EXAMPLES[path]}`" if path in EXAMPLES else "")
         return Complaint(loc, f"{what}. Write one, or remove the key.")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        simple = path in FIRST and value is not True and re.fullmatch(r"[\w./:@-]{1,60}", str(value), re.A)
+        off = isinstance(value, bool) or str(value).lower() in ("none", "off", "no", "false")
+        simple = path in FIRST and not off and re.fullmatch(r"[\w./:@-]{1,60}", str(value), re.A)
         instead = f" Write {loc[-1]}: {{{FIRST[path]}: {value}}}." if simple else ""
+        if off and value is not True and path in ("data", "eval", "monitor", "kubernetes"):
+            instead = f" To have none, remove {loc[-1]}."
         return Complaint(
             loc,
             f"needs keys of its own, such as {_some_keys(loc, data)}; got {_shown(value)}.{instead}",
@@ -240,7 +160,7 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
         if kind == "less_than_equal":
             return f"need at most {ctx['le']}; got {_shown(value)}."
         need = "a whole number" if kind.startswith("int") else "a number"
-        return f"need {need}; got {_shown(value)}.{_number_hint(value) or such}"
+        return f"need {need}; got {_shown(value)}.{_number_hint(value, path) or such}"
     if kind == "finite_number":
         return f"need a finite number; got {_shown(value)}.{such}"
     if kind == "greater_than_equal":
@@ -250,12 +170,15 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'|(\d+)", ctx["expected"])
         names = [a or b for a, b in choices]
-        close = difflib.get_close_matches(str(value).lower(), names, 1, 0.5)
-        close = close or [n for n in names if n.isdigit() and str(value).strip().endswith(n)][:1]
+        close = difflib.get_close_matches(str(value).lower(), names, 1, 0.6)
+        close = close or [n for n in names if str(value).lower().startswith(n)][:1]
+        close = close or [n for n in names if str(value).strip().endswith(n)][:1]
+        if value is True and path in SWITCHED_ON:
+            close = [SWITCHED_ON[path]]
         meant = f" Did you mean {close[0]}?" if close else ""
         return f"need {', '.join(names[:-1])} or {names[-1]}; got {_shown(value)}.{meant}"
     if kind == "bool_type":
-        hint = ""
+        hint = f" Write {'true' if value else 'false'}." if value in (0, 1) else ""
         if isinstance(value, str) and value.lower() in (
             "yes",
             "on",
@@ -269,7 +192,7 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
             hint = f" Write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes."
         return f"need true or false; got {_shown(value)}.{hint}"
     if kind == "string_type":
-        quoted = f' Put it in quotes: "{value}".' if isinstance(value, (int, float)) else such
+        quoted = f' Put it in quotes: "{_shown(value)}".' if isinstance(value, (int, float)) else such
         return f"need text; got {_shown(value)}.{quoted}"
     if kind == "string_too_short":
         return f"is empty.{such or ' Write one, or remove the key.'}"
@@ -294,8 +217,14 @@ def _pattern(value: str, path: str, such: str) -> str:
             f"not starting with a hyphen.{instead}"
         )
     if path == "workload.entrypoint":
+        if re.fullmatch(r"[\w.-]+:\w+", value) and "-" in value:
+            return (
+                f"{_shown(value)}: a Python module's name has no hyphen. Rename the file to {_named(value)}."
+            )
         return f"need module:function, or a script's path such as train.py; got {_shown(value)}.{such}"
     if path == "cluster.to":
+        if re.fullmatch(r"[\w.-]+:\d+", value):
+            return f"need {EXAMPLES[path]}; got {_shown(value)}. Write http://{value} for a Ray dashboard's address."
         close = difflib.get_close_matches(value.lower(), ["local", "kuberay"], 1, 0.6)
         return f"need {EXAMPLES[path]}; got {_shown(value)}." + (
             f" Did you mean {close[0]}?" if close else ""
@@ -317,27 +246,25 @@ def _unknown(loc: Loc, data: Any) -> str:
     model = model_at(section, data)
     names = list(model.model_fields) if model else []
     where = f" in {'.'.join(map(str, section))}" if section else ""
+    if not key:
+        return f"an empty key{where}. Write name: value, or remove it."
+    if key == "<<":
+        return "merge keys are not read. Write the keys out."
+    if section == ("train", "optimizer") and key in ("kind", "type", "name"):
+        return f"is not a key{where}: the optimizer is AdamW. Leave it out. Its keys: {', '.join(names)}."
+    if "." in key and model_at((*section, *key.split(".")[:-1]), data) is not None:
+        *outer, last = key.split(".")
+        return f"is not a key{where}: sections nest. Write {last} below {'.'.join([*map(str, section), *outer])}."
     if (found := _meant(loc)) is not None:
-        return f"is not a key{where}. losscast's is {MEANT[found]}{_unit_note(found)}."
+        return f"is not a key{where}. losscast's is {MEANT[found]}{NOTES.get(found, '')}."
     close = difflib.get_close_matches(_plain(key), names, 1, 0.6)
     if close:
         return f"is not a key{where}. Did you mean {close[0]}?"
-    elsewhere = _sections_with(key)
+    elsewhere = _sections_with(_plain(key))
     if elsewhere:
-        return f"is not a key{where}. It belongs in {' or '.join(elsewhere)}."
+        named = "It" if _plain(key) == key else _plain(key)
+        return f"is not a key{where}. {named} belongs in {' or '.join(elsewhere)}."
     return f"is not a key{where}. Its keys: {', '.join(names)}."
-
-
-def _unit_note(key: str) -> str:
-    if key in ("batch_size", "global_batch_size", "train_batch_size"):
-        return ", in tokens: sequences x context"
-    if key in ("warmup_steps", "decay_steps", "warmup"):
-        return ", in tokens: steps x batch_tokens"
-    if key == "gradient_accumulation_steps":
-        return "; accumulation follows from it, micro_batch and dp"
-    if key == "token":
-        return ": the name of an environment variable, since specs are kept and shared"
-    return ""
 
 
 def _sections_with(key: str) -> list[str]:
@@ -361,13 +288,22 @@ def _some_keys(loc: Loc, data: Any) -> str:
     return ", ".join(list(model.model_fields)[:4]) if model else "name: value"
 
 
-def _number_hint(value: Any) -> str:
+def _named(entrypoint: str) -> str:
+    return entrypoint.split(":")[0].replace("-", "_").replace(".", "/") + ".py"
+
+
+def _number_hint(value: Any, path: str) -> str:
+    """What to write in place of something that is no number, or not a whole one."""
     if not isinstance(value, str):
-        return f" The nearest is {round(value)}." if isinstance(value, float) and math.isfinite(value) else ""
-    plain = value.strip().replace("_", "").replace(",", "")
-    if plain != value and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?\d+)?", plain):
-        return f" Write {plain}: YAML 1.2 numbers hold no separators."
-    if re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?\d+)?", value):
+        return _fraction_hint(value, path) if isinstance(value, float) and math.isfinite(value) else ""
+    plain = re.sub(r"[_, ]|^\$", "", value.strip())
+    if plain != value and re.fullmatch(NUMBER, plain):
+        return (
+            f" Write {plain}: YAML 1.2 numbers hold no separators."
+            if "$" not in value
+            else f" Write {plain}."
+        )
+    if re.fullmatch(NUMBER, value):
         return " Remove the quotes."
     suffixed = re.fullmatch(r"([0-9.]+)\s*([kKmMgGbBtT])", value)
     if suffixed:
@@ -376,7 +312,26 @@ def _number_hint(value: Any) -> str:
     product = re.fullmatch(r"(\d+)\s*[*x]\s*(\d+)", value)
     if product:
         return f" Write {int(product[1]) * int(product[2])}: nothing is computed here."
+    share = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*%", value)
+    if share:
+        return (
+            f" Write {float(share[1]) / 100:g}."
+            if "tokens" not in path
+            else " A count, not a share of the run."
+        )
     return ""
+
+
+def _fraction_hint(value: float, path: str) -> str:
+    if path.endswith("tokens"):
+        if 0 < value < 1:
+            return " A count of tokens, not a share of the run."
+        return (
+            f" For {value:g} billion write {value:g}e9."
+            if 0 < value < 1000
+            else f" The nearest is {round(value)}."
+        )
+    return f" The nearest is {round(value)}." if value >= 1 else ""
 
 
 def _shown(value: Any) -> str:
@@ -384,6 +339,6 @@ def _shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:57] + "...")
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list, tuple)):
         return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
     return "nothing" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from launcher.runspec.keys import Count, Part, Positive, as_tuple
+from launcher.runspec.keys import Count, Part, Positive, as_tuple, no_flag
 
 
 class Gpt(Part):
@@ -28,7 +28,7 @@ class Gpt(Part):
     """The output head is the token embedding."""
     mlp_ratio: Annotated[Positive, Field(le=64)] = 4
     """Hidden features of the feed-forward layer, over `width`."""
-    patch: Literal[1, 2, 4] | None = None
+    patch: Annotated[Literal[1, 2, 4], BeforeValidator(no_flag)] | None = None
     """Side of an image's patches, in pixels: the decoder reads an image (data.path: digits) before its text."""
 
 
