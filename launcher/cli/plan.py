@@ -91,9 +91,17 @@ def check_law(document: Any, spec: Any, path: str) -> list[dict[str, Any]]:
     """Warnings about a law's fitness for the run. Raises WrongInput where it speaks of something else."""
     from launcher.plan.lawcheck import doubts, mismatches
     from launcher.runspec.document import Complaint
+    from monitor.errors import WrongInput
     from monitor.forecast.law import read_json
 
-    read = read_json(path, "a law.json (`losscast fit` and `losscast ladder` make one)")
+    try:
+        read = read_json(path, "a law.json (`losscast fit` and `losscast ladder` make one)")
+    except WrongInput as error:
+        if (
+            spec.law is not None and Path(path).name == Path(spec.law).name
+        ):  # the spec named it, so it is told there
+            raise document.refuse([Complaint.of("law", f"{error}.")]) from None
+        raise
     said = read.get("conventions", {}) if isinstance(read, dict) else {}
     wrong = mismatches(spec, said, path)
     if wrong:

@@ -122,6 +122,7 @@ def hand_in(
     from launcher.cli.finding import remember
     from launcher.data.feed import refuse_unfit
     from launcher.data.tokens import cache_folder
+    from launcher.jobs.owncode import refuse_uncallable
     from launcher.jobs.pacer import start
     from launcher.jobs.submit import may_submit, refuse_shadows, submit
     from launcher.plan.plan import make_plan
@@ -134,6 +135,7 @@ def hand_in(
         may_submit_there(spec)
     else:
         may_submit(spec)  # before anything is asked or started: a run that is held, finished, or can't be
+    refuse_uncallable(spec, Path.cwd())
     refuse_unfit(spec, cache_folder())
     prediction = prediction_for(spec, law)
     plan = make_plan(spec)

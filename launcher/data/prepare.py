@@ -308,8 +308,17 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise WrongInput(f"{path}:{number}: not a line of JSON ({error})") from error
+                at = f"{path}:{number}:{getattr(error, 'colno', 1)}"
+                raise WrongInput(
+                    f"{at}: not a line of JSON: {getattr(error, 'msg', error)}. Each line is one object, such as "
+                    f'{{"{field}": "..."}}; files of plain text: --format text.'
+                ) from error
             text = row.get(field) if isinstance(row, dict) else None
+            if isinstance(row, dict) and field in row and not isinstance(text, str):
+                raise WrongInput(
+                    f"{path}:{number}: {field!r} holds {json.dumps(text)[:40]}, which is no text. Mend the line, or name another "
+                    "field with --field."
+                )
             if not isinstance(text, str):
                 has = (
                     f"its fields are {', '.join(map(str, row))}"

@@ -104,6 +104,18 @@ class Tokens:
 
 def open_tokens(folder: Path) -> Tokens:
     """The corpus in a prepared folder. Raises WrongInput where it is none."""
+    if not (folder / "meta.json").is_file():
+        found = next((p for p in sorted(folder.iterdir()) if p.is_file()), None) if folder.is_dir() else None
+        lacks = "there is no such folder" if not folder.is_dir() else "it has no meta.json"
+        such = (
+            f"{folder} -o tokens` makes one of such files as its {found.name}"
+            if found
+            else "TEXT -o FOLDER` makes one"
+        )
+        raise WrongInput(
+            f"{folder}: no prepared corpus here: {lacks}. `losscast data prepare {such}; `stdlib` is the Python library's "
+            "own source."
+        )
     try:
         meta = json.loads((folder / "meta.json").read_text())
         dtype = np.dtype(meta["dtype"])

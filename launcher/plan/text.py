@@ -132,6 +132,8 @@ def _hours(plan: dict[str, Any]) -> str:
     if plan["hours"] is None:
         return "unknown" + (": set cluster.gpu to a known model" if plan["gpus"] and plan["params"] else "")
     best, worst = plan["hours"]["low"], plan["hours"]["high"]
+    if worst * 60 < 1:
+        return "under a minute"
     if worst < 2:
         return f"{best * 60:.3g} to {worst * 60:.3g} minutes"
     return f"{best:.3g} to {worst:.3g}"

@@ -102,9 +102,9 @@ def test_a_corpus_is_read_back_through_the_command(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl:2: not a line of JSON"),
+        ("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl:2:10: not a line of JSON"),
         ("a.jsonl", '{"body": "x"}\n', "no text under 'text'; its fields are body"),
-        ("a.jsonl", '{"text": 3}\n', "a.jsonl:1: no text under 'text'"),
+        ("a.jsonl", '{"text": 3}\n', "a.jsonl:1: 'text' holds 3, which is no text"),
         ("a.jsonl", "[1]\n", "it is no object"),
         ("a.bin", "x", "can't tell its format"),
         ("a.txt", "", "no text in it"),

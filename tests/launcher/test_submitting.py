@@ -2,14 +2,20 @@
 
 import os
 import pty
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launcher.cli import main
 from launcher.errors import WrongInput
+from launcher.jobs.owncode import refuse_uncallable
 from launcher.jobs.submit import refuse_shadows
+from launcher.runspec.document import parse
 from launcher.runspec.file import read_spec
+from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
@@ -146,3 +152,68 @@ def test_another_place_is_asked_instead_of_the_specs(
     assert main(["submit", spec_file(tmp_path), "--to", "http://127.0.0.1:8", "--yes"]) == 1
     said = capsys.readouterr().err
     assert "127.0.0.1:8" in said and NOWHERE not in said
+
+
+OWN = """
+import os
+def main(run, width, depth=2): ...
+def loose(**kwargs): ...
+from os import getcwd
+"""
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "args", "words"),
+    [
+        ("own:main", "{width: 3}", ""),
+        ("own:loose", "{anything: 3}", ""),
+        ("own:getcwd", "{}", ""),
+        ("json:dumps", "{}", ""),
+        ("own:mian", "{}", "own.py has no function mian. It has main, loose."),
+        ("own:main", "{widht: 3}", "widht: main takes width, depth"),
+        ("own:main", "{depth: 3}", "main needs width as well"),
+        ("missing:main", "{}", "there is no module missing in "),
+        ("missing.py", "[]", "there is no script missing.py in "),
+        ("torn.py", "[]", "torn.py:1:"),
+        ("torn:main", "{}", "no Python that can be run"),
+    ],
+)
+def test_an_entrypoint_that_can_not_be_called_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entrypoint: str, args: str, words: str
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "torn.py").write_text("def main(:\n")
+    monkeypatch.chdir(tmp_path)
+    spec = RunSpec.from_dict(
+        {
+            "name": "own",
+            "workload": {"entrypoint": entrypoint, "args": parse(args, "args").data},
+            "train": {"tokens": 100, "batch_tokens": 10, "lr": 1e-3},
+        }
+    )
+    if not words:
+        refuse_uncallable(spec, tmp_path)
+        return
+    with pytest.raises(WrongInput, match=re.escape(words)):
+        refuse_uncallable(spec, tmp_path)
+
+
+def test_what_only_the_cluster_has_is_not_asked_for_here(tmp_path: Path) -> None:
+    data = {
+        "name": "own",
+        "workload": {"entrypoint": "installed_there:main"},
+        "train": {"tokens": 100, "batch_tokens": 10, "lr": 1e-3},
+        "cluster": {"to": "http://ray:8265"},
+    }
+    refuse_uncallable(RunSpec.from_dict(data), tmp_path)
+
+
+def test_a_module_named_monitor_where_python_m_starts_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "monitor.py").write_text("")
+    path = spec_file(tmp_path)
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "submit", path, "--dry-run"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert done.returncode == 2 and "monitor.py: a module of this name" in done.stderr
