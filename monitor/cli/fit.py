@@ -102,8 +102,10 @@ def fit_metric(args: argparse.Namespace) -> "Law":
     import numpy as np
 
     from monitor.errors import WrongInput
+    from monitor.forecast.columns import NAMES
     from monitor.forecast.fit import fit
-    from monitor.forecast.points import points_of, select
+    from monitor.forecast.fit_clean import ends_with_metric
+    from monitor.forecast.points import points_of, read_curves, select
     from monitor.forecast.table import read_table, renamed
     from monitor.forecast.task import fit_link, metric_values, pass_rate_table
 
@@ -122,8 +124,12 @@ def fit_metric(args: argparse.Namespace) -> "Law":
             for e in law.excluded
         )
         return replace(law, task={"metric": "pass_rate"}, excluded=excluded)
-    points = points_of(table)
-    law = fit(points, args.form, include=args.include, exclude=args.exclude)
+    if table.find(NAMES["step"]) is not None:
+        points, curves = ends_with_metric(table, args.metric, args.batch_tokens, args.include)
+    else:
+        points = points_of(table)
+        curves = read_curves(args.curves, batch_tokens=args.batch_tokens) if args.curves else None
+    law = fit(points, args.form, curves=curves, include=args.include, exclude=args.exclude)
     kept = np.array([run in law.runs["run"] for run in points.run])
     return replace(
         law,
@@ -147,6 +153,8 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         print(f"... and {len(law.excluded) - SHOWN} more left out; --json lists them all", file=sys.stderr)
     if law.conventions.get("tokens", "").startswith("optimizer steps"):
         print(f"note: the law's tokens are {law.conventions['tokens']}", file=sys.stderr)
+    if "schedule" in law.conventions:
+        print(f"note: {law.conventions['schedule']}", file=sys.stderr)
     if not law.identifiable:
         print(f"not identifiable: {law.why}", file=sys.stderr)
     if args.json:

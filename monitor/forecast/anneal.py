@@ -111,9 +111,12 @@ class Schedule:
                         f"--schedule {text}: {part!r} is no NAME=FRACTION; say for example wsd:warmup=0.01,decay=0.2,final=0.1"
                     ) from None
             unknown = sorted(set(values) - {"warmup", "decay", "final"})
+            if unknown:
+                raise WrongInput(
+                    f"--schedule {text}: there is no length {unknown[0]!r}; say warmup, decay (of wsd) and final, as in wsd:warmup=0.01,decay=0.2,final=0.1"
+                )
             if (
-                unknown
-                or any(not 0 <= v <= 1 for v in values.values())
+                any(not 0 <= v <= 1 for v in values.values())
                 or values.get("warmup", 0) + (values.get("decay", 0) if kind == "wsd" else 0) > 1
             ):
                 raise WrongInput(
@@ -232,5 +235,8 @@ def _paths(
     best = np.exp(np.asarray(model["theta"], float))
     best[7] *= model["sizes"] > 1
     middle = loss_at(best, scaled, steps, size)
+    start = model.get("start")
+    if start is not None:  # the law is rough early on, where it may stand above what an untrained model loses
+        values, middle = np.minimum(values, start), np.minimum(middle, start)
     far = abs(size) if model["sizes"] < 2 else max(0.0, abs(size) - model["size_span"])
     return values, np.maximum(middle, 1e-6), far

@@ -17,7 +17,7 @@ from monitor.errors import WrongInput
 from monitor.forecast import curve as curves_of
 from monitor.forecast.fit_anneal import fit_curves
 from monitor.forecast.fit_chinchilla import bootstrap_plain, fit_plain
-from monitor.forecast.fit_clean import asked_out, clean, ends
+from monitor.forecast.fit_clean import asked_in, asked_out, clean, ends, rates_at_end
 from monitor.forecast.fit_members import Runs, draw, fit_mode
 from monitor.forecast.fit_weights import (
     DRIFT,
@@ -67,14 +67,14 @@ def fit(
     if isinstance(points, Curves):
         curves = points
         points = ends(curves, include)
+    asked_in(points, include)
     points = asked_out(points, exclude)
     if form != "chinchilla":
         points = clean(points, include)
     if len(points) == 0:
         why = "; ".join(f"{e.run}: {e.reason}" for e in points.excluded[:4])
-        raise WrongInput(
-            f"{points.path or 'points'}: no finished run is left to fit ({why}). --include RUN keeps one"
-        )
+        hint = ". --include RUN keeps one" if any("unfinished" in e.reason for e in points.excluded) else ""
+        raise WrongInput(f"{points.path or 'points'}: no finished run is left to fit ({why}){hint}")
     sized = bool(np.all(np.isfinite(points.params) & np.isfinite(points.tokens)))
     if form == "chinchilla" and not sized:
         raise WrongInput(
@@ -89,6 +89,9 @@ def fit(
         conventions.setdefault(
             "tokens", "optimizer steps, as the curves have no tokens: give --batch-tokens to count tokens"
         )
+    at_rate, short = rates_at_end(curves, points.run) if curves is not None else ("", "")
+    if at_rate:
+        conventions.setdefault("schedule", at_rate)
     shape = _shape(points, curves) if curves is not None else None
     if form == "curve" and (shape is None or shape["anneal"] is None):
         raise WrongInput(
@@ -96,7 +99,7 @@ def fit(
         )
     if form == "chinchilla":
         return _plain(points, shape, conventions, seed)
-    doubt = _backwards(points)
+    doubt = "; ".join(filter(None, [_backwards(points), short]))
     if sized and form == "auto":
         points = _of_one_size(points, include)
     law = _mixed(points, form, shape, conventions, seed, sized, effort, doubt)

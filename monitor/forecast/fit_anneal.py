@@ -84,7 +84,18 @@ def fit_curves(curves: Sequence[Curve], seed: int = 0) -> dict[str, Any] | None:
         "objective": problem.cost,
         "runs": [c.run for c in used],
         "steps": max(int(c.step[-1]) for c in used),
+        "start": _start(used),
     }
+
+
+def _start(curves: Sequence[Curve]) -> float | None:
+    """Median loss of an untrained model, nats per token; None where no curve begins in its first half percent."""
+    firsts = [
+        float(c.loss[good][0])
+        for c in curves
+        if (good := np.isfinite(c.loss)).any() and c.step[good][0] <= 0.005 * c.step[-1]
+    ]
+    return float(np.median(firsts)) if firsts else None
 
 
 def _peaks(curves: Sequence[Curve]) -> dict[float | None, float]:

@@ -4,12 +4,16 @@ A loss is nats per token. Nothing here is silent: what goes is listed in the law
 """
 
 from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from monitor.errors import WrongInput
+from monitor.forecast.columns import NAMES
 from monitor.forecast.fit_members import Runs, fit_mode
-from monitor.forecast.points import Curve, Curves, Exclusion, Points
+from monitor.forecast.points import Curve, Curves, Exclusion, Points, curves_of_table
+from monitor.forecast.table import Table, need
 
 WILD = 0.2
 """Distance of ln loss from a robust fit of all the runs beyond which a run is taken for diverged or mislabelled."""
@@ -57,6 +61,42 @@ def ends(curves: Curves, include: Collection[str] = ()) -> Points:
     )
 
 
+def ends_with_metric(
+    table: Table, metric: str, batch_tokens: float | None, include: Collection[str] = ()
+) -> tuple[Points, Curves]:
+    """The ends of a file's curves, each with the last value its run has in the metric's column, and the curves."""
+    curves = curves_of_table(table, Path(table.path).stem, batch_tokens)
+    points = ends(curves, include)
+    own = next((name for name in table.columns if name.lower() == metric), None)
+    if own is None:
+        return points, curves
+    step = table.numbers(need(table, NAMES["step"], "optimizer updates so far"), low=0.0, may_equal=True)
+    values = table.numbers(own, low=-np.inf, may_lack=True)
+    run_column = table.find(NAMES["run"])
+    names = table.texts(run_column) if run_column else [Path(table.path).stem] * len(table)
+    last: dict[str, float] = {}
+    for i in np.argsort(step, kind="stable"):
+        if np.isfinite(values[i]):
+            last[names[i]] = float(values[i])
+    return replace(points, extra={metric: [last.get(run) for run in points.run]}), curves
+
+
+def rates_at_end(curves: Curves, runs: Collection[str]) -> tuple[str, str]:
+    """What the ends of the given runs' learning rates make of a law of them: a convention, and a doubt; empty words where none.
+
+    Runs at a constant rate make a law of such runs. Runs cut short on the way down make a law of nothing that will be run.
+    """
+    known = [r for c in curves.runs if c.run in runs and (r := _end_rate(c)) is not None]
+    if not known or min(known) <= 0.3:
+        return "", ""
+    if min(known) > 0.95:
+        return "constant: the runs' learning rate never came down, and the law is of losses at full rate", ""
+    return (
+        "",
+        f"the runs were cut short: their learning rates had come down to no less than {min(known):.0%} of the peak",
+    )
+
+
 def final_loss(curve: Curve) -> float | None:
     """A run's final loss, nats per token; None when its end is not finite."""
     if curve.val_loss is not None and np.isfinite(curve.val_loss).any():
@@ -77,6 +117,13 @@ def _end_rate(curve: Curve) -> float | None:
         return None
     lr = curve.lr[np.isfinite(curve.lr)]
     return float(lr[-1] / lr.max())
+
+
+def asked_in(points: Points, include: Collection[str]) -> None:
+    """Raises WrongInput when a name in `include` is no run's."""
+    unknown = set(include) - set(points.run) - {e.run for e in points.excluded}
+    if unknown:
+        raise WrongInput(f"--include {sorted(unknown)[0]}: {points.path or 'the points'} has no such run")
 
 
 def asked_out(points: Points, exclude: Collection[str]) -> Points:

@@ -218,9 +218,11 @@ class Law:
                     f"params {params:g} and tokens {tokens:g} make a compute of {flops:g}: no run is that size"
                 )
         if (params is None or tokens is None) and (
-            any(m.form in ("chinchilla", "valley") for m in self.members)
+            any(m.form in ("chinchilla", "valley", "eased_valley") for m in self.members)
         ):
-            raise WrongInput("this law needs params and tokens to predict from")
+            raise WrongInput(
+                "this law tells size from data, so it needs params and tokens; fit --form frontier for a law of flops alone"
+            )
         return quantiles_of(*self.log_draws(params, tokens, flops))
 
     def to_dict(self) -> dict[str, Any]:
@@ -277,21 +279,20 @@ class Law:
                 f"{source}: does not match its digest: it was changed after it was written; fit again"
             )
         try:
-            members = tuple(
-                Member(
-                    m["form"],
-                    float(m["weight"]),
-                    tuple(m["point"][k] for k in PARAMETERS[m["form"]]),
-                    np.asarray(m["draws"], float),
-                )
-                for m in body["members"]
-            )
+            members = tuple(_member(m) for m in body["members"])
+            spreads = (float(body["noise_sd"]), float(body["drift"]), float(body.get("stretch", 1.0)))
+            if (
+                not members
+                or not sum(m.weight for m in members) > 0
+                or not all(0 <= s < math.inf for s in spreads)
+            ):
+                raise ValueError("members, noise_sd, drift or stretch")
             return cls(
-                body["form"], members, body["noise_sd"], body["drift"], body["runs"], body["identifiable"], body["why"],
+                body["form"], members, spreads[0], spreads[1], _whole_runs(body["runs"]), body["identifiable"], body["why"],
                 body["parameters"], body["standard_errors"], body["fit"], tuple(body["excluded"]), body["conventions"],
-                body["curve"], body.get("stretch", 1.0), body["task"],
+                body["curve"], spreads[2], body.get("task"),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WrongInput(f"{source}: lacks or garbles {error}; fit again") from None
 
     @classmethod
@@ -305,6 +306,28 @@ class Law:
         """Write law.json, replacing one that is there in one step."""
         path = Path(path)
         write_json(path, self.to_dict())
+
+
+def _member(data: Mapping[str, Any]) -> Member:
+    """A member in a read law.json. Raises KeyError, TypeError or ValueError when it is none."""
+    names, draws = PARAMETERS[data["form"]], np.asarray(data["draws"], float)
+    point = tuple(float(data["point"][name]) for name in names)
+    weight = float(data["weight"])
+    if draws.ndim != 2 or draws.shape[0] == 0 or draws.shape[1] != len(names) or not 0 <= weight < math.inf:
+        raise ValueError(f"the draws or the weight of the member {data['form']!r}")
+    if not (np.isfinite(draws).all() and np.isfinite(point).all()):
+        raise ValueError(f"a number of the member {data['form']!r}")
+    return Member(data["form"], weight, point, draws)
+
+
+def _whole_runs(runs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The runs in a read law.json. Raises KeyError, TypeError or ValueError when columns lack, or lack values."""
+    known = [[v for v in runs[key] if v is not None] for key in ("params", "tokens", "flops", "loss")]
+    if not (
+        len(runs["run"]) and known[2] and known[3] and all(float(v) > 0 for values in known for v in values)
+    ):
+        raise ValueError("runs")
+    return runs
 
 
 def canonical(body: Any) -> bytes:
@@ -325,8 +348,10 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise WrongInput(f"{path}: no such file; need {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongInput(f"{path}: can't be read: {error}") from None
+    except OSError as error:
+        raise WrongInput(f"{path}: can't be read: {error.strerror or error}; need {what}") from None
+    except UnicodeDecodeError:
+        raise WrongInput(f"{path}: is no text; need {what}") from None
     except json.JSONDecodeError as error:
         raise WrongInput(
             f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); need {what}"

@@ -18,59 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.errors import WrongInput
+from monitor.forecast.columns import ALMOST, FINAL_LOSS, NAMES
 from monitor.forecast.table import FloatArray, Table, need, read_table, refuse, renamed
-
-NAMES: dict[str, tuple[str, ...]] = {
-    "run": ("run", "run_id", "run_name", "name", "model", "id"),
-    "params": (
-        "params",
-        "n",
-        "num_params",
-        "n_params",
-        "parameters",
-        "model_size",
-        "param_count",
-        "model_params",
-        "size",
-        "num_parameters",
-        "parameter_count",
-        "non_embedding_params",
-        "params_no_embedding",
-    ),
-    "tokens": (
-        "tokens",
-        "d",
-        "num_tokens",
-        "n_tokens",
-        "train_tokens",
-        "training_tokens",
-        "pretraining_data_size",
-        "total_tokens",
-        "tokens_seen",
-        "token_count",
-        "dataset_tokens",
-    ),
-    "loss": ("loss", "final_loss", "train_loss", "training_loss", "l", "loss_nats"),
-    "flops": ("flops", "c", "compute", "flop", "training_flops", "training_flop"),
-    "step": ("step", "steps", "iteration", "iter", "global_step", "trainer_global_step", "_step"),
-    "lr": ("lr", "learning_rate"),
-    "val_loss": ("val_loss", "validation_loss", "eval_loss", "valid_loss", "final_val_loss"),
-    "grad_norm": ("grad_norm", "gradient_norm"),
-}
-"""Our name for a column, and what else it is called; the first that the file has is taken, exact spelling first."""
-FINAL_LOSS = (
-    *("loss", "final_loss", *NAMES["val_loss"]),
-    *(name for name in NAMES["loss"] if name not in ("loss", "final_loss")),
-    *("cross_entropy", "nll", "test_loss"),
-)
-"""What a finished run's loss is called; one of validation before one of training."""
-_ALMOST = {
-    "perplexity": "A perplexity's natural logarithm is a loss: write that into a column 'loss'.",
-    "ppl": "A perplexity's natural logarithm is a loss: write that into a column 'loss'.",
-    "bpb": "Bits per byte can be fitted as a loss: say --columns loss=bpb.",
-    "bits_per_byte": "Bits per byte can be fitted as a loss: say --columns loss=bits_per_byte.",
-}
-"""Columns that are no loss and yet hold one, and what to do with them."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +134,7 @@ def points_of(
         raise WrongInput(
             f"{table.path}:1:1: has a column {table.find(NAMES['step'])!r}, so it holds curves (a row a step), not points (a row a finished run)"
         )
-    hints = [hint for name, hint in _ALMOST.items() if table.find([name])][:1]
+    hints = [hint for name, hint in ALMOST.items() if table.find([name])][:1]
     own_loss = need(table, FINAL_LOSS, "final loss, nats per token", hints)
     names = {key: table.find(NAMES[key]) for key in ("run", "params", "tokens", "flops")}
     for key, what in (("params", "parameters"), ("tokens", "training tokens")):

@@ -147,7 +147,7 @@ def predict(
         "params": params,
         "tokens": tokens,
         "batch_tokens": batch_tokens,
-        "schedule": _described(plan, line is not None, anneal),
+        "schedule": _described(plan, line, anneal),
         "law_digest": law.digest,
         "made_at": time.time() if made_at is None else made_at,
     }
@@ -187,10 +187,19 @@ def _annealed(
     return Quantiles(float(low[-1]), float(middle[-1]), float(high[-1])), values
 
 
-def _described(plan: Schedule | None, has_curve: bool, anneal: dict[str, Any] | None) -> Any:
+def _described(plan: Schedule | None, line: dict[str, Any] | None, anneal: dict[str, Any] | None) -> Any:
     """The schedule assumed, in words or figures, and whether it could be honoured."""
     if plan is None:
-        return "that of the fitted runs" if has_curve else None
-    one = anneal is not None and anneal["shapes"] < 2
-    note = "the fitted runs share one shape of schedule, so what another does rests on priors" if one else ""
-    return {**plan.to_dict(), "honoured": has_curve and anneal is not None, "note": note}
+        return "that of the fitted runs" if line else None
+    notes = []
+    if anneal is not None and anneal["shapes"] < 2:
+        notes.append("the fitted runs share one shape of schedule, so what another does rests on priors")
+    if plan.kind == "file" and line is not None:
+        end, total = plan.rows[-1][0], line["step"][-1]
+        if end < 0.999 * total:
+            notes.append(
+                f"the schedule's last row is step {end:g} and the run has {total}: its last rate goes on"
+            )
+        elif end > 1.001 * total:
+            notes.append(f"the run ends at step {total}, before the schedule's last row, step {end:g}")
+    return {**plan.to_dict(), "honoured": bool(line) and anneal is not None, "note": "; ".join(notes)}

@@ -1,8 +1,8 @@
 """A table from a CSV or Parquet file, with the place of every value, so that an error can point at it.
 
-Columns are found by name, in any order, whatever their case. A unit in brackets after a name multiplies the
-values: `Model Size (B)` holds billions, `FLOPs (1E21)` units of 1e21. CSV may use commas, semicolons or tabs,
-be UTF-8 with or without a byte-order mark, and end its lines as it likes.
+Columns are found by name, in any order, whatever their case; a unit after a name multiplies the values
+(`monitor.forecast.columns`). CSV may use commas, semicolons, tabs or bars, be UTF-8 with or without a byte-order mark, end its
+lines as it likes, and begin with lines of comment (`#`).
 """
 
 import csv
@@ -17,36 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.errors import Failed, WrongInput
+from monitor.forecast.columns import scale_of
 
 FloatArray = NDArray[np.float64]
 
-_UNIT = re.compile(r"\s*[(\[]\s*([^)\]]+?)\s*[)\]]\s*$")
-_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
-_SCALES |= {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _NON_FINITE = {"": math.nan, "nan": math.nan, "na": math.nan, "null": math.nan, "none": math.nan}
+_NOT_TABLES = (
+    (b"PK\x03\x04", "a zip archive, as spreadsheets are", "save it as CSV"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first"),
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8 CSV, or as Parquet"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8 CSV, or as Parquet"),
+)
 _SHOWN = 6  # problems told at once; the rest are counted
-
-
-def scale_of(name: str) -> tuple[str, float]:
-    """A column's plain name in lower case with `_` for blanks and slashes, and what its values are to be multiplied by.
-
-    A bracket that is no unit stays in the name, so that two columns never become one by accident.
-    """
-    scale, plain = 1.0, name.strip()
-    found = _UNIT.search(plain)
-    if found:
-        unit = found.group(1).lower()
-        unit = unit if unit in _SCALES else unit.removesuffix("s")
-        if unit in _SCALES:
-            scale, plain = _SCALES[unit], plain[: found.start()]
-        else:
-            try:
-                value = float(unit)
-            except ValueError:
-                value = 0.0
-            if value > 0 and math.isfinite(value):
-                scale, plain = value, plain[: found.start()]
-    return re.sub(r"[\s\-/]+", "_", plain.strip().lower()), scale
 
 
 @dataclass(frozen=True)
@@ -159,6 +141,9 @@ def read_table(path: str | Path) -> Table:
         return _parquet(path)
     if not raw.strip():
         raise WrongInput(f"{path}:1:1: the file is empty; give a header line and a row for each run or step")
+    for magic, kind, instead in _NOT_TABLES:
+        if raw.startswith(magic):
+            raise WrongInput(f"{path}: is {kind}; {instead}")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -174,9 +159,13 @@ def read_table(path: str | Path) -> Table:
 
 
 def _csv(path: str, text: str) -> Table:
-    lines = text.splitlines()
-    head = next(line for line in lines if line.strip())
-    delimiter = max(",;\t", key=head.count)
+    if text.lstrip()[:1] in ("{", "["):
+        raise WrongInput(
+            f"{path}:1:1: is JSON; give CSV (a header line, then a row for each run or step) or Parquet"
+        )
+    lines = [line for line in text.splitlines() if line.strip()]
+    head = next((line for line in lines if not line.lstrip().startswith("#")), lines[0])
+    delimiter = max(",;\t|", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] | None = None
     rows: list[list[str]] = []
@@ -193,8 +182,11 @@ def _csv(path: str, text: str) -> Table:
             ):
                 continue
             if header is None:
-                header = [cell.strip() for cell in cells]
+                if not cells[0].lstrip().startswith("#") or len(cells) == 1 + head.count(delimiter) > 1:
+                    header = [cell.strip() for cell in [cells[0].lstrip("# "), *cells[1:]]]
                 continue
+            if len(cells) > len(header) and not any(cell.strip() for cell in cells[len(header) :]):
+                cells = cells[: len(header)]  # a delimiter at the end of the line
             if len(cells) != len(header):
                 problems.append(
                     f"{path}:{line}:1: {len(cells)} values under {len(header)} columns ({', '.join(header[:8])})"
@@ -204,7 +196,10 @@ def _csv(path: str, text: str) -> Table:
             places.append(line)
     except csv.Error as error:
         raise WrongInput(f"{path}:{reader.line_num}: not CSV: {error}") from None
-    assert header is not None
+    if header is None:
+        raise WrongInput(
+            f"{path}:1:1: holds nothing but comments; give a header line and a row for each run or step"
+        )
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise WrongInput(f"{path}:1: the column {repeated[0]!r} is there twice; name each column once")
@@ -239,6 +234,8 @@ def need(table: Table, names: Sequence[str], what: str, also: Iterable[str] = ()
     if own is None:
         has = ", ".join(list(table.columns)[:10])
         others = "".join(f" {text}" for text in also)
+        if len(table.columns) == 1:
+            others += " A line's values are told apart by commas, semicolons, tabs or bars."
         if all(_number(name)[1] is None for name in table.columns):
             others += " Its first line holds numbers: is the header line missing?"
         raise WrongInput(
@@ -256,8 +253,7 @@ def renamed(table: Table, columns: Mapping[str, str]) -> Table:
             raise WrongInput(
                 f"{table.path}:1:1: no column {own!r}; the file has {', '.join(list(table.columns)[:10])}"
             )
-        unit = _UNIT.search(found)
-        scaled = unit is not None and scale_of(found)[1] != 1.0
+        scale = scale_of(found)[1]
         values = out.pop(found)
-        out[f"{ours} ({scale_of(found)[1]!r})" if scaled else ours] = values
+        out[ours if scale == 1.0 else f"{ours} ({scale!r})"] = values
     return Table(table.path, out, table.lines)

@@ -1,5 +1,6 @@
 """Points and curves are read whatever their order, and every mistake in a file is told with its place."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.errors import WrongInput
+from monitor.forecast.columns import scale_of
 from monitor.forecast.points import is_curves, points_of, read_curves, read_points
-from monitor.forecast.table import Table, read_table, scale_of
+from monitor.forecast.table import Table, read_table
 
+LN2 = math.log(2)
 GOOD = "run,params,tokens,loss\na,1e6,2e7,4.0\nb,2e6,4e7,3.7\n"
 
 
@@ -34,6 +37,13 @@ def write(folder: Path, text: str | bytes, name: str = "points.csv") -> Path:
         "run,params,tokens,loss\na,1e6,2e7,4.0\n\nb,2e6,4e7,3.7\n\n",
         "name,num_parameters,total_tokens,eval/loss\na,1e6,2e7,4.0\nb,2e6,4e7,3.7\n",
         "Name,Params (millions),Tokens (Million),train/loss,val/loss\na,1,20,3.9,4.0\nb,2,40,3.6,3.7\n",
+        "model,params_m,tokens_in_millions,loss (nats)\na,1,20,4.0\nb,2,40,3.7\n",
+        f"model,params in millions,tokens [10^6],loss_bits\na,1,20,{4.0 / LN2}\nb,2,40,{3.7 / LN2}\n",
+        f"id,N (M params),D (millions of tokens),bits per token\na,1,20,{4.0 / LN2}\nb,2,40,{3.7 / LN2}\n",
+        "# my runs, all of them\n" + GOOD,
+        "# " + GOOD,
+        GOOD.replace(",", "|"),
+        "run,params,tokens,loss\na,1e6,2e7,4.0,\nb,2e6,4e7,3.7,\n",
     ],
 )
 def test_the_same_runs_are_read_from_every_usual_spelling(tmp_path: Path, text: str) -> None:
@@ -67,6 +77,12 @@ def test_the_same_runs_are_read_from_every_usual_spelling(tmp_path: Path, text: 
         ("run,step,loss\na,1,2\n", "holds curves"),
         (b"run,params\xff,tokens,loss\n", ":1: not UTF-8"),
         (b"run,params,tokens,loss\na,\x00,2,3\n", ":2: holds a zero byte"),
+        ("run params tokens loss\na 1 2 3\n", "told apart by commas"),
+        ('[{"run": "a", "params": 1, "tokens": 2, "loss": 3}]', ":1:1: is JSON; give CSV"),
+        ("# nothing\n# else\n", "nothing but comments"),
+        (b"PK\x03\x04....", "spreadsheets are; save it as CSV"),
+        (b"\x1f\x8b....", "gzip; unpack it"),
+        (GOOD.encode("utf-16"), "UTF-16"),
         (b"PAR1 but not really", "damaged Parquet"),
     ],
 )
@@ -166,7 +182,15 @@ def test_step_and_tokens_may_start_at_zero_and_batches_make_tokens(tmp_path: Pat
     [
         ("Model Size (B)", "model_size", 1e9),
         ("FLOPs (1E21)", "flops", 1e21),
-        ("loss (nats)", "loss_(nats)", 1.0),
+        ("loss (nats)", "loss", 1.0),
+        ("loss (smooth)", "loss_(smooth)", 1.0),
+        ("params (active)", "params_(active)", 1.0),
+        ("Tokens (billions of tokens)", "tokens", 1e9),
+        ("tokens_b", "tokens", 1e9),
+        ("FLOPs (10^21)", "flops", 1e21),
+        ("loss_bits", "loss", LN2),
+        ("grad_b", "grad_b", 1.0),
+        ("width_m", "width_m", 1.0),
         ("N", "n", 1.0),
     ],
 )

@@ -137,7 +137,7 @@ def test_curves_without_rates_teach_no_schedule() -> None:
         ("triangle", "neither a kind"),
         ("wsd:decay=2", "fractions"),
         ("wsd:decay=x", "no NAME=FRACTION"),
-        ("cosine:peak=1", "fractions"),
+        ("cosine:peak=1", "no length 'peak'"),
     ],
 )
 def test_a_schedule_that_is_none_says_what_there_is(text: str, says: str) -> None:
