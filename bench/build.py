@@ -82,11 +82,11 @@ def build_and_train(spec: RunSpec, whole: bool, steps: int) -> dict[str, Any]:
     return {**found, "losses": losses}
 
 
-def rank(args: argparse.Namespace) -> None:
-    """Both ways, on this rank; its table goes to the file named by --json."""
+def rank(args: argparse.Namespace) -> int:
+    """Both ways, on this rank; its table goes to the file named by --json. The exit status."""
     import torch
 
-    from launcher.training.engine import join, leave
+    from launcher.training.engine import join
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     join()
@@ -95,8 +95,8 @@ def rank(args: argparse.Namespace) -> None:
         build_and_train(spec_of(args, 1, 16), whole, 1)  # libraries load here
     spec = spec_of(args, args.layers, args.width)
     table = {how: build_and_train(spec, how == "whole", args.steps) for how in ("whole", "sharded")}
-    leave()
     Path(args.json).write_text(json.dumps(table))
+    return 0
 
 
 def main() -> int:
@@ -110,8 +110,9 @@ def main() -> int:
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
-        rank(args)
-        return 0
+        from launcher.training.ending import end_with
+
+        end_with(lambda: rank(args))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

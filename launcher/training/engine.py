@@ -32,14 +32,6 @@ def join(backend: str | None = None) -> None:
     )
 
 
-def leave() -> None:
-    """Leave the process group, at the end of a process that trained: its threads would abort a Python that just exits."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def shape_of(workload: Gpt) -> GPTShape:
     """The sizes of the model that a spec's workload describes."""
     return GPTShape(

@@ -283,9 +283,6 @@ def main(argv: list[str] | None = None) -> int:
             outcome = train(shared_assignment(spec), stop=lambda: bool(stopping))
         finally:
             release_held()
-        from launcher.training.engine import leave
-
-        leave()
     except Exception as error:
         status = getattr(error, "exit_status", None)
         if status is None:

@@ -8,14 +8,15 @@ A run with @STOP is stopped after so many steps, and trained again to its end.
 
 import sys
 
-from launcher.runspec.file import read_spec
-from launcher.training.engine import leave
-from launcher.training.loop import train
-from launcher.training.saving import release_held, shared_assignment
+from launcher.training.ending import end_with
 
 
-def main(runs: list[str]) -> None:
-    for run in runs:
+def main() -> int:
+    from launcher.runspec.file import read_spec
+    from launcher.training.loop import train
+    from launcher.training.saving import release_held, shared_assignment
+
+    for run in sys.argv[1:]:
         path, _, at = run.partition("@")
         spec = read_spec(path)
         looks = 0
@@ -28,8 +29,8 @@ def main(runs: list[str]) -> None:
         while not train(shared_assignment(spec), stop=stop).finished:
             release_held()
         release_held()
-    leave()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    end_with(main)
