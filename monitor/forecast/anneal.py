@@ -1,9 +1,11 @@
 """The loss at any step of any learning-rate schedule: the multi-power law.
 
     L(t) = E + A_N (N / N0)**-a + A S(t)**-alpha - LD(t)
-    LD(t) = B sum_k (eta_{k-1} - eta_k) (1 - (1 + C eta_k**-gamma (S(t) - S_k))**-beta)
+    LD(t) = B sum_k (eta_{k-1}**p - eta_k**p) (1 - (1 + C eta_k**-gamma (S(t) - S_k))**-beta)
 
 eta   learning rate over the peak of the fitted runs of that size;  S its sum over steps so far, over the longest fitted run's
+p     how what is gained hangs on the rate: 1 in the multi-power law as published, where halving a rate twice gains the second
+      time half as much. Here it is fitted about 1: real runs gain somewhat less from the first halving
 N     parameters; the size term is there when runs of several sizes were fitted (as in Tissue et al. 2024)
 E     nats per token; LD the loss that lowering the rate gains, summed over its changes, warm-up included
 
@@ -21,7 +23,9 @@ import numpy as np
 from monitor.errors import WrongInput
 from monitor.forecast.table import FloatArray
 
-NAMES = ("E", "A", "alpha", "B", "C", "beta", "gamma", "A_N", "a")
+NAMES = ("E", "A", "alpha", "B", "C", "beta", "gamma", "p", "A_N", "a")
+DRIFT = 0.125
+"""sd of the true curve about the fitted one beyond the fitted runs' sum of rates, as a share of the fall foretold there; as a law's."""
 KINDS = ("cosine", "wsd", "linear", "constant")
 
 
@@ -65,9 +69,9 @@ class LrPath:
 
 def loss_at(theta: FloatArray, path: LrPath, steps: FloatArray, size: float = 0.0) -> FloatArray:
     """Loss (n,) at steps (n,) for parameters in the order of NAMES; `size` is ln(N / N0). The path is in units of the fit."""
-    e, a, alpha, b, c, beta, gamma, a_n, expo = theta
+    e, a, alpha, b, c, beta, gamma, p, a_n, expo = theta
     area = np.maximum(path.area_at(steps), 1e-12)
-    falls = path.lr[:-1] - path.lr[1:]
+    falls = -np.diff(path.lr**p)
     live = np.flatnonzero(falls != 0)
     loss = e + a * area**-alpha
     if a_n > 0:
@@ -212,31 +216,37 @@ def predicted(
     With `over`, both are shares of the loss that the same run would end at under that schedule.
     """
     if over is not None:
-        values, middle, _ = _paths(model, schedule, steps, total, params)
-        ends, end, _ = _paths(model, over, np.array([float(total)]), total, params)
+        values, middle, _, beyond = _paths(model, schedule, steps, total, params)
+        ends, end, _, _ = _paths(model, over, np.array([float(total)]), total, params)
         shares = values / np.maximum(ends, 1e-6)
-        return middle / max(float(end[0]), 1e-6), np.hypot(shares.std(axis=0), 2 * model["rmse"] / middle)
-    values, middle, far = _paths(model, schedule, steps, total, params)
-    sd = np.sqrt(values.var(axis=0) + (2 * model["rmse"]) ** 2 + (0.1 * far * middle) ** 2)
+        own = np.hypot(2 * model["rmse"], beyond) / middle
+        return middle / max(float(end[0]), 1e-6), np.hypot(shares.std(axis=0), own)
+    values, middle, far, beyond = _paths(model, schedule, steps, total, params)
+    sd = np.sqrt(values.var(axis=0) + (2 * model["rmse"]) ** 2 + beyond**2 + (0.1 * far * middle) ** 2)
     return middle, sd
 
 
 def _paths(
     model: dict[str, Any], schedule: Schedule, steps: FloatArray, total: int, params: float | None
-) -> tuple[FloatArray, FloatArray, float]:
-    """Losses (k, n) of every draw, those (n,) of the best, and how far the size lies beyond the fitted ones, ln."""
+) -> tuple[FloatArray, FloatArray, float, FloatArray]:
+    """Losses (k, n) of every draw, those (n,) of the best, how far the size lies beyond the fitted ones, ln, and drift (n,)."""
     knots, lr = schedule.rates(total)
     peak = model["peak"] if schedule.kind == "file" and model["peak"] else float(lr.max())
     scaled = LrPath.of(knots, lr / peak, model["area"])
     size = math.log(params / model["params"]) if params and model["params"] else 0.0
-    draws = np.exp(np.asarray(model["draws"], float))
-    draws[:, 7] *= model["sizes"] > 1
+    draws, best = (np.exp(_with_power(np.asarray(model[key], float))) for key in ("draws", "theta"))
+    draws[:, 8] *= model["sizes"] > 1
+    best[8] *= model["sizes"] > 1
     values = np.array([loss_at(theta, scaled, steps, size) for theta in draws])
-    best = np.exp(np.asarray(model["theta"], float))
-    best[7] *= model["sizes"] > 1
     middle = loss_at(best, scaled, steps, size)
     start = model.get("start")
     if start is not None:  # the law is rough early on, where it may stand above what an untrained model loses
         values, middle = np.minimum(values, start), np.minimum(middle, start)
     far = abs(size) if model["sizes"] < 2 else max(0.0, abs(size) - model["size_span"])
-    return values, np.maximum(middle, 1e-6), far
+    beyond = DRIFT * best[1] * (1 - np.maximum(scaled.area_at(steps), 1.0) ** -best[2])
+    return values, np.maximum(middle, 1e-6), far, beyond
+
+
+def _with_power(theta: FloatArray) -> FloatArray:
+    """ln parameters (..., 10) of a model, whose law.json may be from before there was a `p` (..., 9): it was 1."""
+    return theta if theta.shape[-1] == len(NAMES) else np.insert(theta, NAMES.index("p"), 0.0, axis=-1)

@@ -19,8 +19,8 @@ from monitor.forecast.anneal import NAMES, LrPath, loss_at
 from monitor.forecast.points import Curve
 from monitor.forecast.table import FloatArray
 
-_MEANS = np.log([0.9, 0.07, 0.41, 0.56, 120.0, 1.1, 0.67, 0.3, 0.3])
-_SDS = np.array([0.12, 1.2, 0.2, 0.3, 0.7, 0.4, 0.35, 1.0, 0.5])
+_MEANS = np.log([0.9, 0.07, 0.41, 0.56, 120.0, 1.1, 0.67, 1.0, 0.3, 0.3])
+_SDS = np.array([0.12, 1.2, 0.2, 0.3, 0.7, 0.4, 0.35, 0.25, 1.0, 0.5])
 _DELTA = 1e-3
 EVIDENCE = 0.1
 """What a loss counts for, times the number of shapes of schedule there are; at most 1."""
@@ -64,7 +64,7 @@ def fit_curves(curves: Sequence[Curve], seed: int = 0) -> dict[str, Any] | None:
     residual = np.concatenate(problem.residuals(np.exp(best)))
     spread = 1.4826 * float(np.median(np.abs(residual)))
     theta, shift = best.copy(), math.log(problem.level)
-    for i in (0, 1, 3, 7):
+    for i in (0, 1, 3, 8):
         theta[i] += shift
         draws[:, i] += shift
     return {
@@ -160,16 +160,16 @@ class _Problem:
 
     @staticmethod
     def theta(z: FloatArray) -> FloatArray:
-        """ln parameters in the order of NAMES from coordinates (..., 9), in which B stands over A."""
+        """ln parameters in the order of NAMES from coordinates (..., 10), in which B stands over A."""
         out = z.copy()
         out[..., 3] += out[..., 1]
         return out
 
     def residuals(self, theta: FloatArray) -> list[FloatArray]:
-        """Fitted minus observed ln loss a run, for parameters (9,) in units of `level`."""
+        """Fitted minus observed ln loss a run, for parameters (10,) in units of `level`."""
         theta = theta.copy()
         if not self.several:
-            theta[7] = 0.0
+            theta[8] = 0.0
         with np.errstate(all="ignore"):
             return [
                 np.log(np.maximum(loss_at(theta, path, step, size), 1e-3)) + math.log(self.level) - loss
@@ -183,7 +183,7 @@ class _Problem:
         return np.clip(np.nan_to_num(r, nan=1e3), -1e3, 1e3)
 
     def solve(self) -> FloatArray:
-        """Coordinates (9,) at the best: wide Huber first, then the narrow one."""
+        """Coordinates (10,) at the best: wide Huber first, then the narrow one."""
         prior = lambda z: (z - _MEANS[: self.count]) / _SDS[: self.count] / math.sqrt(self.evidence)  # noqa: E731
 
         def target(z: FloatArray, scale: float) -> FloatArray:
@@ -200,7 +200,7 @@ class _Problem:
         return full
 
     def draws(self, best: FloatArray, count: int, seed: int) -> FloatArray:
-        """Normal draws (count, 9) about the best, from the curvature there."""
+        """Normal draws (count, 10) about the best, from the curvature there."""
         precision = self.jacobian.T @ self.jacobian * self.evidence
         root = np.linalg.cholesky(np.linalg.inv(precision + 1e-9 * np.eye(self.count)))
         out = np.repeat(best[None], count, axis=0)

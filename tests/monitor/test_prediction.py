@@ -95,7 +95,7 @@ def test_an_impossible_target_is_wrong_input(law: Law, wrong: dict) -> None:
         predict(law, **{"params": 7.5e4, "tokens": 4.5e6, **wrong})
 
 
-TRUTH = np.array([2.5, 0.4, 0.5, 0.2, 20.0, 0.6, 0.6, 0.0, 0.3])
+TRUTH = np.array([2.5, 0.4, 0.5, 0.2, 20.0, 0.6, 0.6, 0.8, 0.0, 0.3])
 
 
 def run_under(text: str, steps: int = 2000, run: str = "r") -> Curve:
