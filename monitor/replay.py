@@ -42,15 +42,24 @@ def samples_of(curve: Curve) -> Iterator[Sample]:
     def at(column: Any, i: int) -> float | None:
         return None if column is None or column[i] != column[i] else float(column[i])
 
+    attempts = [1] * len(curve) if curve.attempt is None else curve.attempt.tolist()
     for i, (step, loss) in enumerate(zip(curve.step.tolist(), curve.loss.tolist(), strict=True)):
         yield Sample(
-            step, loss, tokens=at(tokens, i), lr=at(lr, i), grad_norm=at(norm, i), val_loss=at(val, i)
+            step,
+            loss,
+            tokens=at(tokens, i),
+            lr=at(lr, i),
+            grad_norm=at(norm, i),
+            val_loss=at(val, i),
+            attempt=attempts[i],
         )
 
 
-def read_samples(path: str | Path) -> dict[str, list[Sample]]:
+def read_samples(
+    path: str | Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None
+) -> dict[str, list[Sample]]:
     """Every run's samples in a curves file, by run. Raises WrongInput with file:line:col."""
-    return {curve.run: list(samples_of(curve)) for curve in read_curves(path).runs}
+    return {run.run: list(samples_of(run)) for run in read_curves(path, columns, where, attempts=True).runs}
 
 
 def merged(runs: Iterable[Sequence[Sample]]) -> list[Sample]:
@@ -76,13 +85,21 @@ def replay(
     """
     rows = sorted(samples, key=lambda s: (s.attempt, s.step))
     held = list(control) if control is not None else []
-    watch = Watch(settings, prediction, target_loss, total_steps=held[-1].step if held else None)
+    by_tokens = bool(held) and all(s.tokens is not None for s in (*held, *rows))
+    last = held[-1] if held else None
+    watch = Watch(
+        settings,
+        prediction,
+        target_loss,
+        total_tokens=last.tokens if last and by_tokens else None,
+        total_steps=last.step if last and not by_tokens else None,
+    )
     alerts: list[Alert] = []
     advice: list[Advice] = []
     waiting = 0
     every = max(1, len(rows) // 20)
     for count, sample in enumerate(rows, 1):
-        while waiting < len(held) and held[waiting].step <= sample.step:
+        while waiting < len(held) and _reached(sample, held[waiting], by_tokens):
             watch.observe_control(held[waiting])
             waiting += 1
         verdict = watch.observe(sample)
@@ -97,7 +114,7 @@ def replay(
         alerts.extend(verdict.opened)
         if verdict.opened or verdict.closed or count % every == 0 or count == len(rows):
             advice.append(watch.advice())
-    last = advice[-1] if advice else None
+    newest = advice[-1] if advice else None
     return {
         "samples": len(rows),
         "alerts": [
@@ -107,7 +124,7 @@ def replay(
             }
             for a in alerts
         ],
-        "final_loss": last.final_loss if last else None,
+        "final_loss": newest.final_loss if newest else None,
         "advice": [
             {
                 "step": a.step, "action": a.action, "p_miss": a.p_miss, "evidence": list(a.evidence),
@@ -116,6 +133,11 @@ def replay(
             for a in advice
         ],
     }  # fmt: skip
+
+
+def _reached(ours: Sample, other: Sample, by_tokens: bool) -> bool:
+    """Whether a control's sample is of data that our run has seen by now: by tokens where all samples carry them."""
+    return other.tokens <= ours.tokens if by_tokens else other.step <= ours.step  # type: ignore[operator]
 
 
 def off_prediction(answer: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,32 @@ def register(commands: Any) -> None:
     p.add_argument("--prediction", help="prediction.json to hold the run against")
     p.add_argument("--control", help="curve of a run on the same data order; the mean of several in one file")
     p.add_argument("--target-loss", type=float, help="final loss the run should reach, nats per token")
+    p.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="what the files call step, loss, val_loss, tokens, lr, grad_norm",
+    )
+    p.add_argument(
+        "--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep only these rows of CURVE"
+    )
     p.add_argument("--json", action="store_true", help="one JSON document on stdout")
     p.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print every alert and the advice; exit status 3 when the run ends off its prediction."""
+    from monitor.cli.fit import pairs
     from monitor.errors import WrongInput
-    from monitor.judge.line import Line
+    from monitor.judge.line import check
     from monitor.replay import merged, off_prediction, read_samples, replay
     from monitor.schema import spell
 
-    runs = read_samples(args.curve)
+    if args.target_loss is not None and not math.isfinite(args.target_loss):
+        raise WrongInput(f"--target-loss {args.target_loss}: need a finite number, nats per token")
+    columns, where = pairs(args.columns, "--columns"), pairs(args.where, "--where")
+    runs = read_samples(args.curve, columns, where)
     if args.run is not None:
         if args.run not in runs:
             raise WrongInput(f"{args.curve}: has no run {args.run!r}; it has {', '.join(list(runs)[:8])}")
@@ -52,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.prediction}: holds no prediction; give the file that `losscast predict -o` wrote"
             )
         try:
-            Line(prediction.get("curve") or {"step": (), "p05": (), "p50": (), "p95": ()})
+            check(prediction)
         except WrongInput as error:
             raise WrongInput(f"{args.prediction}: {error}") from error
     control = None
     if args.control:
-        control = merged(read_samples(args.control).values())
+        control = merged(read_samples(args.control, columns).values())
     answers = {
         name: replay(samples, None, prediction, control, args.target_loss) for name, samples in runs.items()
     }

@@ -58,6 +58,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "lr": ("lr", "learning_rate"),
     "val_loss": ("val_loss", "validation_loss", "eval_loss", "valid_loss", "final_val_loss"),
     "grad_norm": ("grad_norm", "gradient_norm"),
+    "attempt": ("attempt",),
 }
 """Our name for a column, and what else it is called; the first that the file has is taken, exact spelling first."""
 FINAL_LOSS = (

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.errors import WrongInput
+from monitor.forecast.attempts import attempts_seen, superseded
 from monitor.forecast.columns import ALMOST, FINAL_LOSS, NAMES
 from monitor.forecast.table import FloatArray, Table, need, read_table, refuse, renamed
 
@@ -76,7 +77,8 @@ class Points:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's losses along its way, in order of step. Arrays are (n,); an optional one is None without its column."""
+    """One run's losses along its way, in order of step, or of attempt and step. Arrays are (n,); an optional one is None
+    without its column."""
 
     run: str
     step: NDArray[np.int64]
@@ -88,6 +90,8 @@ class Curve:
     """NaN at steps without a validation."""
     grad_norm: FloatArray | None = None
     params: float | None = None
+    attempt: NDArray[np.int64] | None = None
+    """From 1; None where the reader left out what newer attempts superseded, and so in a run that never resumed."""
 
     def __len__(self) -> int:
         return len(self.step)
@@ -179,17 +183,22 @@ def read_curves(
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     batch_tokens: float | None = None,
+    attempts: bool = False,
 ) -> Curves:
     """Every run in a curves file, steps in order. Without a tokens column, `batch_tokens` makes it, if given.
+
+    A resumed run is what its newest attempts say, or with `attempts` all that each of them said.
 
     Raises WrongInput with file:line:col for a missing column, text, and numbers that can't be.
     """
     return curves_of_table(
-        select(renamed(read_table(path), columns or {}), where or {}), Path(path).stem, batch_tokens
+        select(renamed(read_table(path), columns or {}), where or {}), Path(path).stem, batch_tokens, attempts
     )
 
 
-def curves_of_table(table: Table, name: str, batch_tokens: float | None = None) -> Curves:
+def curves_of_table(
+    table: Table, name: str, batch_tokens: float | None = None, attempts: bool = False
+) -> Curves:
     """`read_curves` on a table already read; `name` is the run's where there is no run column."""
     own_step = need(table, NAMES["step"], "optimizer updates so far")
     own_loss = table.find([*NAMES["loss"], *NAMES["val_loss"]])
@@ -212,16 +221,19 @@ def curves_of_table(table: Table, name: str, batch_tokens: float | None = None) 
         ("val_loss", -np.inf),
         ("grad_norm", 0.0),
         ("params", -np.inf),
+        ("attempt", 0.0),
     ):
         own = table.find([name for name in NAMES[key] if len(name) > 1])  # a curve's D may as well be a width
         if own is not None and own != own_loss:
-            optional[key] = table.numbers(own, low=low, may_equal=True, may_lack=key != "tokens")
+            lack = key not in ("tokens", "attempt")
+            optional[key] = table.numbers(own, low=low, may_equal=True, may_lack=lack)
     if "lr" in optional:
         optional["lr"] = _rates(table, optional["lr"])
     if "params" in optional:
         optional["params"] = _sizes(table, optional["params"])
     if "tokens" not in optional and batch_tokens is not None:
         optional["tokens"] = step * batch_tokens
+    blank = np.array([text == "" for text in table.texts(own_loss)]) if "val_loss" in optional else None
     own_run = table.find(NAMES["run"])
     names = table.texts(own_run) if own_run else [name] * len(table)
     rows: dict[str, list[int]] = {}
@@ -230,24 +242,67 @@ def curves_of_table(table: Table, name: str, batch_tokens: float | None = None) 
     runs = []
     for run, held in rows.items():
         at = np.asarray(held)
-        at = at[np.argsort(step[at], kind="stable")]
+        if "attempt" in optional:
+            attempt = np.unique(optional["attempt"][at], return_inverse=True)[1] + 1
+        else:
+            attempt = attempts_seen(step[at], loss[at])
+        if attempt.max() > 1 and not attempts:
+            stays = ~superseded(attempt, step[at])
+            at, attempt = at[stays], np.ones(int(stays.sum()), dtype=np.int64)
+        order = np.lexsort((step[at], attempt))
+        at, attempt = at[order], attempt[order]
+        if "val_loss" in optional:
+            stays = _validations(loss, optional["val_loss"], blank, at, attempt, step)
+            at, attempt = at[stays], attempt[stays]
         sizes = optional["params"][at] if "params" in optional else np.empty(0)
         sizes = np.unique(sizes[np.isfinite(sizes)])
         if sizes.size > 1:
             raise WrongInput(
                 f"{table.path}:{table.lines[int(at[0])]}: run {run!r} has {sizes.size} values of params ({sizes[0]:g}, {sizes[1]:g} ...); a run has one"
             )
-        series = {key: values[at] for key, values in optional.items() if key != "params"}
+        series = {key: values[at] for key, values in optional.items() if key not in ("params", "attempt")}
         runs.append(
             Curve(
                 run,
                 step[at].astype(np.int64),
                 loss[at],
                 params=float(sizes[0]) if sizes.size else None,
+                attempt=attempt if attempt[-1] > 1 else None,
                 **series,
             )
         )
     return Curves(tuple(runs), table.path)
+
+
+def _validations(
+    loss: FloatArray,
+    val: FloatArray,
+    blank: NDArray[np.bool_] | None,
+    at: NDArray[np.int64],
+    attempt: NDArray[np.int64],
+    step: FloatArray,
+) -> NDArray[np.bool_]:
+    """Which of the rows `at` stay, once rows of a validation alone have gone into the row of their step, or the one before.
+
+    Trackers write such rows: an empty loss beside a validation loss is no loss that was not finite. In a run of nothing
+    but such rows the validation losses are the losses. Changes `loss` and `val` in place.
+    """
+    stays = np.ones(at.size, dtype=bool)
+    alone = np.zeros(at.size, dtype=bool) if blank is None else blank[at] & np.isfinite(val[at])
+    if not alone.any():
+        return stays
+    if np.all(blank[at]):  # type: ignore[index]
+        loss[at] = val[at]
+        return alone
+    last = -1
+    for i in np.lexsort((alone, step[at], attempt)).tolist():
+        if not alone[i]:
+            last = i
+            continue
+        stays[i] = False
+        if last >= 0 and attempt[last] == attempt[i]:
+            val[at[last]] = val[at[i]]
+    return stays
 
 
 def _rates(table: Table, lr: FloatArray) -> FloatArray:

@@ -6,6 +6,7 @@ step, tokens           optimizer updates and training tokens seen (counts)
 Between the curve's points it is linear. Outside them there is no expectation (None), never a guess.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,25 @@ class Expected(NamedTuple):
     p05: float
     p50: float
     p95: float
+
+
+def check(prediction: Mapping[str, Any]) -> None:
+    """Raises WrongInput unless this is a prediction: a curve, a final loss with its band, or both."""
+    curve, final = prediction.get("curve"), prediction.get("final_loss")
+    if curve is not None:
+        Line(curve)
+        if final is None:
+            return
+    try:
+        p05, p50, p95 = (float(final[name]) for name in ("p05", "p50", "p95"))  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        raise WrongInput(
+            "prediction: final_loss needs the numbers p05, p50 and p95; write it with `losscast predict --json`"
+        ) from None
+    if not (math.isfinite(p05 + p50 + p95) and p05 <= p50 <= p95):
+        raise WrongInput(
+            f"prediction: final_loss: p05 {p05:g}, p50 {p50:g}, p95 {p95:g}; need finite numbers that do not fall"
+        )
 
 
 class Line:
@@ -41,6 +61,12 @@ class Line:
             b <= a for a, b in zip(self._step, self._step[1:], strict=False)
         ):
             raise WrongInput("prediction: curve.step must rise and be as long as p50; it does not")
+        for step, p in zip(self._step, self._p, strict=True):
+            if not (math.isfinite(step + sum(p)) and p.p05 <= p.p50 <= p.p95):
+                raise WrongInput(
+                    f"prediction: curve at step {step:g}: p05 {p.p05:g}, p50 {p.p50:g}, p95 {p.p95:g}; need finite "
+                    "numbers that do not fall; write it with `losscast predict --json`"
+                )
         if len(self._tokens) != len(self._step) or any(
             b <= a for a, b in zip(self._tokens, self._tokens[1:], strict=False)
         ):

@@ -169,6 +169,35 @@ def test_a_broken_curve_is_told_with_its_place(tmp_path: Path, text: str, says: 
         read_curves(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "kept", "attempts"),
+    [
+        ("attempt,step,loss\n0,1,5\n0,2,4\n0,3,9\n1,3,3\n1,4,2\n", [5, 4, 3, 2], [1, 1, 1, 2, 2]),
+        ("step,loss\n1,5\n2,4\n3,9\n2,4.1\n3,3\n4,2\n", [5, 4.1, 3, 2], [1, 1, 1, 2, 2, 2]),
+        ("step,loss\n1,5\n2,4\n4,2\n3,3\n5,1\n", [5, 4, 3, 2, 1], None),
+        ("step,loss\n1,5\n2,4\n3,3\n1,5\n2,4\n3,3\n", [5, 5, 4, 4, 3, 3], None),
+    ],
+    ids=["by its column", "steps that come again", "a row that is late", "rows that are there twice"],
+)
+def test_a_resumed_run_is_what_its_newest_attempt_says(
+    tmp_path: Path, text: str, kept: list[float], attempts: list[int] | None
+) -> None:
+    path = write(tmp_path, text)
+    assert read_curves(path).runs[0].loss.tolist() == kept
+    every = read_curves(path, attempts=True).runs[0].attempt
+    assert (None if every is None else every.tolist()) == attempts
+
+
+def test_rows_of_a_validation_alone_are_no_losses_that_were_not_finite(tmp_path: Path) -> None:
+    text = "step,loss,val_loss\n1,5,\n2,4,\n2,,4.5\n3,3,\n4,,3.5\n5,nan,\n6,2,2.5\n"
+    run = read_curves(write(tmp_path, text)).runs[0]
+    assert run.step.tolist() == [1, 2, 3, 5, 6] and np.isnan(run.loss).tolist() == [0, 0, 0, 1, 0]
+    assert run.val_loss is not None
+    assert run.val_loss[[1, 2, 4]].tolist() == [4.5, 3.5, 2.5] and np.isnan(run.val_loss[[0, 3]]).all()
+    alone = read_curves(write(tmp_path, "step,loss,val_loss\n1,,5\n2,,4\n")).runs[0]
+    assert alone.loss.tolist() == [5, 4]
+
+
 def test_step_and_tokens_may_start_at_zero_and_batches_make_tokens(tmp_path: Path) -> None:
     path = write(tmp_path, "run,step,loss\na,0,5\na,10,4\n")
     assert is_curves(path)

@@ -67,6 +67,10 @@ def test_an_empty_or_non_finite_loss_in_a_file_is_judged_and_printed_as_json_can
         ("--prediction", "{", "not JSON"),
         ("--prediction", "[]", "holds no prediction"),
         ("--prediction", '{"curve": {"step": [1, 2], "p50": [3]}}', "equally long lists"),
+        ("--prediction", "{}", "final_loss needs"),
+        ("--prediction", '{"final_loss": {"p50": null}}', "final_loss needs"),
+        ("--prediction", '{"final_loss": {"p05": 3, "p50": 2, "p95": 1}}', "do not fall"),
+        ("--prediction", '{"curve": {"step": [1], "p05": [1], "p50": [NaN], "p95": [3]}}', "at step 1"),
         ("--control", "step\n1\n", "loss"),
     ],
 )
@@ -79,6 +83,39 @@ def test_a_file_that_cannot_be_used_exits_2_and_is_named(
     assert main(["replay", write(tmp_path / "c.csv", falling(20)), flag, str(other)]) == 2
     said = capsys.readouterr().err
     assert str(other) in said and says in said
+
+
+def test_a_target_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "c.csv", falling(20))
+    assert main(["replay", path, "--target-loss", "nan"]) == 2
+    assert "--target-loss" in capsys.readouterr().err
+
+
+def test_columns_and_rows_of_a_foreign_file_can_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.csv"
+    rows = [f"{kind},{t},{x}" for t, x in enumerate(falling(100)) for kind in ("train", "val")]
+    path.write_text("kind,Step,Value\n" + "\n".join(rows) + "\n")
+    assert main(["replay", str(path), "--columns", "loss=Value", "--where", "kind=train", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 100
+    assert main(["replay", str(path), "--where", "kind=train"]) == 2
+
+
+def test_a_resumed_run_is_judged_as_it_was_lived(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = falling(500)
+    bad[300:] = [6.0] * 200
+    lines = [f"1,{t},{x}" for t, x in enumerate(bad[:400])]
+    lines += [f"2,{t},{x + 1e-6}" for t, x in enumerate(falling(900)) if t >= 200]
+    path = tmp_path / "c.csv"
+    for text in (["attempt,step,loss", *lines], ["step,loss", *(line[2:] for line in lines)]):
+        path.write_text("\n".join(text) + "\n")
+        assert main(["replay", str(path), "--json"]) == 0
+        alerts = json.loads(capsys.readouterr().out)["alerts"]
+        assert {(a["alert"], a["since_step"], a["resolved_step"]) for a in alerts} == {
+            ("LossOffLine", 300, 200),
+            ("LossDiverged", 300, 200),
+        }
 
 
 def test_several_runs_in_a_file_are_judged_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
