@@ -35,6 +35,10 @@ BY_DATA = frozenset({"LossNonFinite", "LossOffLine", "LossDiverged", "LossSpike"
 SPARSE = 60
 """Samples up to which a run's log counts as sparse: each of them says where the run is."""
 
+PLAIN, PLAIN_AT = 1.5, 12
+"""Noise of one sample, in standard deviations of the band, up to which a sparse log's samples count as they are; and
+the samples it takes to know."""
+
 CHECKPOINTS = 16
 """Checkpoints remembered."""
 
@@ -47,8 +51,8 @@ TWIN_FROM, TWIN_TO = 0.1, 0.25
 NUMBERS = (
     "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
     "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
-    "resume_level", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
-    "gaps", "newer", "older", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every",
+    "resume_level", "resume_slack", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
+    "gaps", "newer", "older", "oldest", "rough", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every",
 )  # fmt: skip
 
 
@@ -75,6 +79,8 @@ class Held:
     _resume_n: float
     _resume_sum: float
     _resume_level: float
+    _resume_slack: float
+    """Nats by which the level fell before the step that was gone back to: it lags, and is known no better."""
     _quiet_from: float
     _paired: float
     _lead: float
@@ -87,6 +93,9 @@ class Held:
     _gaps: float
     _newer: float
     _older: float
+    _oldest: float
+    _rough: float
+    """Noise of one sample's gap, in standard deviations of the band, by second differences, to which a drift is nothing."""
     _val_bad: float
     _val_count: float
     _val_newer: float
@@ -219,6 +228,10 @@ class Held:
 
     def _expected_now(self) -> float:
         return self.raw.base
+
+    def _plain(self) -> bool:
+        """A sparse log whose samples say by themselves where the run is: their noise is small beside the band."""
+        return self._gaps <= SPARSE and (self._gaps < PLAIN_AT or self._rough <= PLAIN)
 
     def _share(self, step: float) -> float | None:
         """Share of the run that is done; None when nobody said how long it is."""

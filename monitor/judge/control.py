@@ -7,7 +7,8 @@ is near 1 for a run of the same recipe. y keeps what is ours alone: batch noise 
 control that leaves its own line, or whose noise turns out not to be ours, is not used. Nats per token.
 
 Samples are matched by step, or by the window of tokens between two of ours where both carry tokens, so that a control
-with another batch size is compared over the same data.
+with another batch size is compared over the same data: of one with larger batches, each is held against the mean of as
+many of ours.
 """
 
 from monitor.judge.cusum import Cusum
@@ -15,8 +16,10 @@ from monitor.judge.track import Track
 
 USEFUL = 0.8
 """The control is used while its spread of y is below this share of our own spread."""
-KEEP = 64
+KEEP = 40
 """Control samples that may wait for ours."""
+MOST = 16
+"""Our samples that one of the control's larger batches may cover."""
 
 
 class Control:
@@ -35,15 +38,32 @@ class Control:
         self.last = [-1.0, -1.0]  # step, tokens of our last sample
         self.cross = self.square = 0.0
         self.pairs = 0
+        self.batch = [0.0, 0.0]
+        """Tokens a step of the control's, and a sample of ours; 0 where they are not known."""
+        self.came = [-1.0, -1.0]
+        """Step and tokens of the control's last sample."""
+        self.missed = 0
+        """Samples of ours since the last pair."""
+        self.window: list[float] = []
+        """Our newest losses, kept only beside a control of larger batches."""
 
     def offer(self, step: float, tokens: float | None, loss: float) -> None:
         """A sample of the control; it waits for ours of the same step or tokens."""
+        self.batch[0] = _batch(self.came, step, tokens)
+        self.came = [step, -1.0 if tokens is None else tokens]
         if len(self.waiting) >= KEEP:
             del self.waiting[0]
         self.waiting.append((step, -1.0 if tokens is None else tokens, round(loss, 9)))
 
-    def matched(self, step: float, tokens: float | None) -> float | None:
-        """Mean of the control's losses since our last sample up to this one; None where there are none."""
+    def matched(self, step: float, tokens: float | None, loss: float) -> tuple[float, float] | None:
+        """(our loss, the control's) over the same data up to here: means where one of them has the smaller batches.
+        None where the control has nothing since our last sample."""
+        self.batch[1] = _batch(
+            [step - 1.0, self.last[1]], step, tokens
+        )  # of a sample, however many steps it stands for
+        covers = round(self.batch[0] / self.batch[1]) if min(self.batch) > 0 else 1
+        self.window.append(round(loss, 9))
+        del self.window[: -max(1, min(MOST, covers))]
         mine = -1.0 if tokens is None else tokens
         total, count, keep = 0.0, 0, []
         before_step, before_tokens = self.last
@@ -57,7 +77,12 @@ class Control:
                 count += 1
         self.waiting = keep
         self.last = [step, mine]
-        return total / count if count else None
+        self.missed = 0 if count else self.missed + 1
+        return (sum(self.window) / len(self.window), total / count) if count else None
+
+    def between(self) -> bool:
+        """Between two of the control's larger batches, or in a short gap of its log: its next sample is still to come."""
+        return 0 < self.missed <= MOST
 
     def residual(self, x: float, c: float) -> float:
         """y for this pair, and the weight learnt a little further."""
@@ -90,6 +115,8 @@ class Control:
             "cusums": [c.state() for c in (self.own_cusum, self.cusum)],
             "waiting": [list(entry) for entry in self.waiting],
             "numbers": [*self.last, self.cross, self.square, self.pairs],
+            "sizes": [*self.batch, *self.came, self.missed],
+            "window": self.window[:],
         }
 
     def load(self, state: dict) -> None:  # type: ignore[type-arg]
@@ -100,3 +127,12 @@ class Control:
         self.waiting = [(float(a), float(b), float(c)) for a, b, c in state["waiting"]]
         a, b, self.cross, self.square, pairs = state["numbers"]
         self.last, self.pairs = [a, b], int(pairs)
+        sizes = [float(v) for v in state.get("sizes", (0.0, 0.0, -1.0, -1.0, 0.0))]
+        self.batch, self.came, self.missed = sizes[:2], sizes[2:4], int(sizes[4])
+        self.window = [float(v) for v in state.get("window", ())]
+
+
+def _batch(before: list[float], step: float, tokens: float | None) -> float:
+    """Tokens a step since the sample before; 0 where they are not known."""
+    known = tokens is not None and before[1] >= 0 and step > before[0] and tokens > before[1]
+    return (tokens - before[1]) / (step - before[0]) if known and tokens is not None else 0.0

@@ -14,10 +14,12 @@ Loss, levels and gaps are nats per token. No clock, no I/O; all that changes is 
 
 import math
 
-from monitor.judge.base import CHECKPOINTS, SPARSE, band_sd
+from monitor.judge.base import CHECKPOINTS, PLAIN, SPARSE, band_sd
 from monitor.judge.control import Control
+from monitor.judge.drift import Drift
 from monitor.judge.fast import Fast
 from monitor.judge.line import Expected
+from monitor.judge.past import Past
 from monitor.judge.plateau import Plateau
 from monitor.judge.slow import Slow
 from monitor.judge.validation import Validation
@@ -27,6 +29,8 @@ NEWEST = 0.7
 """Weight of the newest of two such samples up to half the run; all of it from three quarters on."""
 FRESH = 0.9
 """A validation speaks for the run until it is a tenth further."""
+SECOND = 0.798 * math.sqrt(6.0)
+"""E |a - 2 b + c| of three standard normals."""
 
 
 class Judge(Fast, Slow, Validation, Plateau):
@@ -52,18 +56,48 @@ class Judge(Fast, Slow, Validation, Plateau):
         self.evidence.resumed(step)
         self.checkpoints = [at for at in self.checkpoints if at <= step]  # what came after is superseded
         self._rewound = 1.0
+        slack = 0.0
         if step < self._step:
-            self._step = float(step)
-            self._tokens = -1.0
-            level = self.past.at(step)
-            self.past.forget(step)
+            remembered = min((step - self._first_step) / 8.0, self.settings.memory * self._every)
+            level, slack = self.past.at(step), self.past.change_at(step, remembered)
             if self._off:
                 self._settle()
-            if level is not None:
-                self.raw.restart(level)
+            if level is None:
+                self._begin_again(step)
+                return
+            self._step = float(step)
+            self._tokens = -1.0
+            self.past.forget(step)
+            self.raw.restart(level, self.past.count)
         self.main.clear()
         self._waiting = 0.0
         self._resume_n, self._resume_sum, self._resume_level = 1.0, 0.0, self.raw.base
+        self._resume_slack = slack
+
+    def _begin_again(self, step: int) -> None:
+        """An attempt from a step at or before the first that is remembered: the run as if nothing had come before."""
+        for track in (self.raw, self.gap, self.val):
+            track.restart()
+        self.past = Past()
+        self.drift, self.twin = Drift(), Drift()
+        self.main.clear()
+        if self.control is not None:
+            self.control.rest.restart()
+            self.control.cusum.clear()
+        for name in (
+            "samples",
+            "waiting",
+            "lead",
+            "paired",
+            "by_twin",
+            "tail",
+            "gaps",
+            "flat",
+            "resume_n",
+            "val_count",
+        ):
+            setattr(self, "_" + name, 0.0)
+        self._step, self._tokens = float(step), -1.0
 
     def observe_control(self, sample: Sample) -> None:
         """The control run's sample on the same data order, before ours of the same step."""
@@ -121,8 +155,11 @@ class Judge(Fast, Slow, Validation, Plateau):
         expected = self.line.at(step, sample.tokens) if self.line else None
         if expected is not None:
             u = max(-1e6, min(1e6, (x - expected.p50) / band_sd(expected)))
-            self._older, self._newer = self._newer if self._gaps else u, u
+            self._oldest, self._older, self._newer = self._older, self._newer if self._gaps else u, u
             self._gaps += 1.0
+            if 3.0 <= self._gaps <= SPARSE:
+                bend = min(4.0 * PLAIN, abs(u - 2.0 * self._older + self._oldest) / SECOND)
+                self._rough += (bend - self._rough) / (self._gaps - 2.0)
         self._beside(sample, opened, closed)
         self._fast(sample, expected, opened, closed)
         if self._resume_n:
@@ -226,7 +263,7 @@ class Judge(Fast, Slow, Validation, Plateau):
             return answer
         spread, drift = band_sd(expected), self.drift
         fresh = self._val_count and (self._share(self._val_step) or 0.0) >= FRESH * share
-        if fresh or self._gaps <= SPARSE:
+        if fresh or self._plain():
             # validations, or as few samples as one keeps of them: hardly any noise beside what the run itself does
             newer, older = (self._val_newer, self._val_older) if fresh else (self._newer, self._older)
             newest = NEWEST + (1.0 - NEWEST) * max(0.0, min(1.0, (share - 0.5) / 0.25))

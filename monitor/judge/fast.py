@@ -152,6 +152,8 @@ class Fast(Held):
         """
         control = self.control
         self._off_count += 1
+        if z is None and control is not None and control.between():
+            return
         if z is not None and control is not None:
             control.cusum.hold(self.settings.warn, self.settings.warn_control)
             if not control.cusum.b <= 0.0 and self._off_count < self.settings.memory:
@@ -212,11 +214,14 @@ class Fast(Held):
         control = self.control
         if control is None:
             return None
-        c = control.matched(step, sample.tokens)
-        if c is None or control.own_cusum.over(self.settings.warn, self.settings.warn_quick):
+        pair = control.matched(step, sample.tokens, sample.loss)
+        if pair is None and control.between():
+            return None
+        if pair is None or control.own_cusum.over(self.settings.warn, self.settings.warn_quick):
             self._paired = 0.0
             return None
-        y = control.residual(sample.loss, c)
+        x, c = pair
+        y = control.residual(x, c)
         rest = control.rest
         z = rest.score(y)
         useful = rest.count > 200 and rest.calm_sd < USEFUL * self.raw.calm_sd
@@ -224,9 +229,9 @@ class Fast(Held):
             control.cusum.add(z, rest.weight, step)
         if not self._off:
             rest.learn(y, control.cusum.b <= 0.0)
-            control.learn(sample.loss, c)
+            control.learn(x, c)
             share = self._share(step)
             if useful and share is not None and share > TWIN_FROM and 0.8 < control.beta() < 1.25:
-                self.twin.learn(sample.loss - c, rest.calm_sd, rest.weight, step, share <= TWIN_TO)
+                self.twin.learn(x - c, rest.calm_sd, rest.weight, step, share <= TWIN_TO)
         self._paired = 1.0 if useful else 0.0
         return z if useful else None

@@ -55,6 +55,15 @@ class Past:
         share = (step - steps[i - 1]) / (steps[i] - steps[i - 1])
         return self.levels[i - 1] + share * (self.levels[i] - self.levels[i - 1])
 
+    def change_at(self, step: float, behind: float) -> float:
+        """Nats by which the level changed up to a step: since `behind` steps before it, or between the points around it."""
+        i = bisect_left(self.steps, step)
+        if not 0 < i < len(self.steps):
+            return 0.0
+        before, now = self.at(max(self.steps[0], step - behind)), self.at(step)
+        since = 0.0 if before is None or now is None else before - now
+        return max(since, abs(self.levels[i] - self.levels[i - 1]))
+
     def step_at(self, step: float) -> float:
         """The step of the last point at or before this one: a step that was seen. The first point's where there is none."""
         return self.steps[max(0, bisect_right(self.steps, step) - 1)]
@@ -70,6 +79,7 @@ class Past:
         """Points after this step are superseded."""
         i = bisect_left(self.steps, step + 0.5)
         del self.steps[i:], self.levels[i:], self.rates[i:]
+        self.count = min(self.count, i * self.stride)
         self.last_step = min(self.last_step, float(step))
 
     def state(self) -> list[Any]:

@@ -6,7 +6,7 @@ Gaps are counted in standard deviations of the prediction's band, which narrows 
 import math
 from collections.abc import Mapping
 
-from monitor.judge.base import LEARN_FROM, LEARN_TO, SPARSE, TWIN_TO, Held, band_sd
+from monitor.judge.base import LEARN_FROM, LEARN_TO, TWIN_TO, Held, band_sd
 from monitor.judge.drift import Drift
 from monitor.judge.line import Expected
 from monitor.verdict import Alert, Sample
@@ -67,7 +67,7 @@ class Slow(Held):
             limits.band_sigmas + limits.drift_sigmas * noise,
         )
         away = max(limits.drift_least, room + both)
-        if self._gaps <= SPARSE:
+        if self._plain():
             self._slow_sparse(sample, own, expected.p50, spread, opened, closed)
             self._will_miss(sample, recent * spread, noise * spread, expected, opened)
             return
@@ -178,7 +178,7 @@ class Slow(Held):
         n = self._resume_n
         mean = self._resume_sum / n
         if "LossJumpAfterResume" not in self._open:
-            if n >= 4 and abs(mean) > 0.5 + 5.0 / math.sqrt(n):
+            if n >= 4 and abs(mean) > 0.5 + 5.0 / math.sqrt(n) + self._resume_slack / sd:
                 self._call(
                     "LossJumpAfterResume",
                     "warning",

@@ -135,12 +135,14 @@ class Track:
         self.sd = self.calm_sd
         self.fallen = 0.0
 
-    def restart(self, level: float | None = None) -> None:
-        """Learn the level anew, from `level` where it is known; the spread is kept."""
+    def restart(self, level: float | None = None, count: int = 0) -> None:
+        """Learn the level anew, from `level` where it is known and as quickly as after `count` samples; the spread is
+        kept."""
         self.fallen = self.slope = 0.0
         if level is None:
             self.count = 0
         else:
+            self.count = min(self.count, max(count, YOUNG + 1))
             self.s1 = self.s2 = self.base = level
 
     def _begin(self, y: float) -> None:

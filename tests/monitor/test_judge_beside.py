@@ -126,6 +126,27 @@ def test_a_drift_in_a_log_of_a_dozen_validations_is_called_before_the_end(sign: 
     assert [n for n, _ in found] == [name] and 500 < found[0][1] <= 1250
 
 
+@pytest.mark.parametrize("every", [50, 200])
+def test_noisy_samples_of_a_sparse_log_are_not_taken_for_a_drift(every: int) -> None:
+    at = list(range(0, 60 * every, every))
+    middle = [2.0 + 6.0 * (t + 10) ** -0.3 for t in at]
+    curve = {"step": at, "p50": middle, "p05": [m - 0.02 for m in middle], "p95": [m + 0.02 for m in middle]}
+    final = {"p05": middle[-1] - 0.02, "p50": middle[-1], "p95": middle[-1] + 0.02}
+    given = {"final_loss": final, "curve": curve}
+    inside = 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        run = [Sample(t, m + rng.gauss(0, 0.04)) for t, m in zip(at, middle, strict=True)]
+        answer = replay(run, prediction=given)
+        assert answer["alerts"] == []
+        inside += answer["final_loss"]["p05"] <= middle[-1] <= answer["final_loss"]["p95"]
+        drifting = [replace(s, loss=s.loss + 0.2 * s.step / at[-1]) for s in run]
+        assert [a["alert"] for a in replay(drifting, prediction=given)["alerts"]][:1] == [
+            "LossAbovePrediction"
+        ]
+    assert inside >= 16
+
+
 # order of arrival
 
 

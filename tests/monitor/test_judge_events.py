@@ -37,6 +37,15 @@ def test_a_resume_that_goes_on_where_it_was_is_no_news() -> None:
     assert names(watch, run[:1000]) + names(watch, again) == []
 
 
+@pytest.mark.parametrize(("before", "back"), [(60, 0), (500, 0), (500, 10), (3000, 100)])
+def test_a_run_that_begins_again_from_early_on_is_no_news(before: int, back: int) -> None:
+    run, watch = falling(before, sd=0.03), Watch()
+    again = [replace(s, attempt=2) for s in falling(2000, seed=1, sd=0.03)[back:]]
+    worse = [replace(s, attempt=2, loss=s.loss + 0.2) for s in falling(2100, seed=1, sd=0.03)[2000:]]
+    assert names(watch, run) + names(watch, again) == []
+    assert names(watch, worse) == ["LossOffLine", "LossDiverged"]
+
+
 def test_a_jump_after_a_resume_is_called_within_tens_of_samples_and_names_the_resume() -> None:
     watch = Watch()
     assert names(watch, falling(1000)) == []
@@ -122,6 +131,24 @@ def test_a_small_shift_shows_at_once_beside_a_control_and_not_without() -> None:
     alone, beside = replay(shifted), replay(shifted, control=twin)
     assert alone["alerts"] == [] and replay(mine, control=twin)["alerts"] == []
     assert beside["alerts"][0]["alert"] == "LossOffLine" and 700 <= beside["alerts"][0]["step"] <= 710
+
+
+@pytest.mark.parametrize("batches", [0.5, 2])
+def test_a_control_of_another_batch_size_is_held_against_the_same_data(batches: float) -> None:
+    batch = [Sample(s.step, s.loss, tokens=1000.0 * (s.step + 1)) for s in falling(2000, sd=0.04)]
+    shifted = [s if s.step < 1500 else replace(s, loss=s.loss + 0.03) for s in batch]
+    rng = random.Random(7)
+    if batches == 2:
+        pairs = zip(batch[::2], batch[1::2], strict=True)
+        other = [replace(b, step=b.step // 2, loss=(a.loss + b.loss) / 2) for a, b in pairs]
+    else:
+        halves = [(s, h) for s in batch for h in (0.5, 0.0)]
+        other = [replace(s, step=2 * s.step + (h == 0), tokens=s.tokens - 1000 * h) for s, h in halves]  # type: ignore[operator]
+    other = [replace(s, loss=s.loss + rng.gauss(0, 0.004)) for s in other]
+    assert replay(batch, control=other)["alerts"] == []
+    found = replay(shifted, control=other)["alerts"]
+    assert all(alert["step"] >= 1520 for alert in replay(shifted)["alerts"])
+    assert found[0]["alert"] == "LossOffLine" and 1500 <= found[0]["step"] < 1520
 
 
 def test_bad_data_that_moves_both_runs_is_not_held_against_ours() -> None:
