@@ -59,6 +59,11 @@ class Store(Protocol):
         """Seconds since the key was last written, by the store's own clock. None when there is no such key."""
         ...
 
+    def touch(self, key: str) -> bool:
+        """Make the key's age nothing again without writing anything, where that can be: for a disk that is full. False
+        where it can't, or the key is not there."""
+        ...
+
     def digest(self, key: str) -> tuple[int, str]:
         """Size in bytes and sha256 (hex) of the content, read now. Raises Missing."""
         ...

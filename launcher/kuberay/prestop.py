@@ -35,8 +35,10 @@ def ranks(proc: Path = Path("/proc")) -> list[int]:
 
 
 def drivers(proc: Path = Path("/proc")) -> list[int]:
-    """Processes of this container that drive a job."""
-    return sorted(pid for pid, command in _commands(proc) if DRIVER in command)
+    """Processes of this container that drive a job: not the shell they are started by, nor what would begin them again
+    (`launcher.recovery.keeper`)."""
+    found = {pid for pid, command in _commands(proc) if DRIVER in command}
+    return sorted(found - {_parent(proc, pid) for pid in found})
 
 
 def listens(proc: Path, pid: int, number: int = signal.SIGUSR1) -> bool:

@@ -4,7 +4,8 @@
 
 Exit status: 0 finished or stopped on request, 1 failed, 2 wrong input, 75 somebody else holds the run.
 SIGUSR1 has the ranks commit a checkpoint at their next step and go on: what a pod that has to go sends (`launcher.kuberay.prestop`).
-A Ray job's entrypoint may be started twice; the run's log lets only one of the two go on.
+A Ray job's entrypoint may be started twice; the run's log lets only one of the two go on. A driver that is killed is begun
+again (`launcher.recovery.keeper`); one whose cluster is gone lets go of the run and says so (`launcher.recovery.lifeline`).
 """
 
 import contextlib
@@ -24,19 +25,22 @@ from launcher.errors import Held, WrongInput
 from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal, to_universal
 from launcher.recovery.failures import RankFailed
 from launcher.recovery.goodput import Ledger
+from launcher.recovery.keeper import Killed, kept
+from launcher.recovery.lifeline import ClusterLost, Lifeline, under_this_driver
 from launcher.recovery.owning import (
     AlreadyOver,
     Ownership,
+    bury,
     last_commit,
     oldest_commit,
     tell_lease_lost,
     wait_for_turn,
 )
 from launcher.recovery.pacing import Pace
-from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
+from launcher.recovery.restarts import HOST_LOST, RESIZED, ROLLBACK, Failure, Restarts
 from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
 from launcher.runspec.model import RunSpec
-from launcher.storage.output import job_log, job_output, note_failure
+from launcher.storage.output import ECHO_S, job_log, job_output, note_end, note_failure
 from launcher.storage.remote import forget_stop, refresh, stop_asked, store_of, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, read_json
 from launcher.training.assignment import Assignment, Outcome
@@ -189,7 +193,7 @@ class Driver:
             return self.group.train(assignment, here.ranks, lambda seen: self._tick(seen, here))
         finally:
             now = time.monotonic()
-            self.ledger.saw(self._reached(), now, self.group.seen.age_s)
+            self.ledger.saw(self.reached(), now, self.group.seen.age_s)
             self.ledger.end(now)
             self.group.halt()
 
@@ -210,7 +214,7 @@ class Driver:
             lambda: within_reach(self.folder, converted, self.attempt), "share the converted checkpoint"
         )
 
-    def _reached(self) -> int:
+    def reached(self) -> int:
         """The newest step that this attempt has made, as far as is known."""
         return max(self.group.seen.reached, last_step(self.folder, self.attempt))
 
@@ -248,7 +252,7 @@ class Driver:
 
     def _failed(self, error: RankFailed) -> int | None:
         """What follows from a failure: None to try again, or the exit status."""
-        name, reached = self.spec.name, self._reached()
+        name, reached = self.spec.name, self.reached()
         note_failure(
             self.folder, self.attempt, rank=error.rank, cause=error.cause, message=error.message, step=reached
         )
@@ -327,13 +331,23 @@ class Driver:
         self.group.close()
 
 
-def drive(folder: RunFolder, submission: str, join: Callable[[], object]) -> int:
+def drive(
+    folder: RunFolder,
+    submission: str,
+    join: Callable[[Callable[[str], None]], Lifeline | None],
+    died: Killed | None = None,
+) -> int:
     """Run attempts until the run is finished. Returns the exit status.
 
-    join  joins the cluster; called once it is known that nobody else has the run
+    join  joins the cluster; called once it is known that nobody else has the run. It is given what to call when the
+          cluster is gone
+    died  the driver that this one is begun in the place of
     """
     patiently(lambda: refresh(folder), "bring the run's documents")
     spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
+    if died is not None:
+        say(f"{spec.name}: {died}: begun again")
+        patiently(lambda: bury(folder, spec, submission, died), "let go of what the one before held")
     try:
         patiently(lambda: wait_for_turn(folder, submission, say), "see who holds the run")
         if submission != BY_HAND and read_end(folder, submission) == 0:
@@ -345,8 +359,14 @@ def drive(folder: RunFolder, submission: str, join: Callable[[], object]) -> int
     except Held as held:
         tell_lease_lost(folder, spec, held)
         raise
-    join()
     driver: Driver | None = None
+    owner: Ownership | None = None
+
+    def lost(why: str) -> None:
+        """From a thread: the main one may wait for Ray for ever."""
+        end_here(folder, submission, spec, why, owner, driver)
+
+    lifeline = join(lost)
     try:
         while True:
             owner = Ownership(folder, spec, submission, say)
@@ -375,6 +395,32 @@ def drive(folder: RunFolder, submission: str, join: Callable[[], object]) -> int
     finally:
         if driver is not None:
             driver.close()
+        if lifeline is not None:
+            lifeline.close()
+
+
+def end_here(
+    folder: RunFolder,
+    submission: str,
+    spec: RunSpec,
+    why: str,
+    owner: Ownership | None,
+    driver: Driver | None,
+) -> None:
+    """The cluster is gone: say so wherever it is looked for, let go of the run, and end this process at once."""
+    attempt, at = (driver.attempt, driver.reached()) if driver is not None else (0, 0)
+    say(
+        f"{spec.name}: {why}. Committed checkpoints are safe: `losscast resume {spec.name}` goes on from the newest"
+    )
+    if attempt:
+        note_failure(folder, attempt, rank=None, cause=HOST_LOST, message=why, step=at)
+        if owner is not None:
+            owner.tell("restart", attempt, cause=HOST_LOST, step=at)
+    note_end(folder, submission, 1, ClusterLost(why))
+    if owner is not None:
+        owner.close(over=False)
+    time.sleep(2 * ECHO_S)  # the last words reach the job's own output
+    os._exit(1)
 
 
 def ended_with(folder: RunFolder, submission: str) -> int:
@@ -399,21 +445,30 @@ def read_end(folder: RunFolder, submission: str) -> int | None:
 
 def main(argv: list[str]) -> int:
     folder, submission = RunFolder.at(argv[0]), argv[1] if len(argv) > 1 else BY_HAND
-    with job_output(folder, submission) as end:
-        end.status = work(folder, submission)
-        return end.status
+
+    def driven(died: Killed | None) -> int:
+        with job_output(folder, submission) as end:
+            end.status = work(folder, submission, died)
+            return end.status
+
+    def given_up(died: Killed) -> None:
+        with job_output(folder, submission) as end:
+            say(f"{folder.name}: {died}, as the ones before it: not begun again")
+            end.status = 128 + died.number
+
+    return kept(driven, given_up)
 
 
-def work(folder: RunFolder, submission: str) -> int:
+def work(folder: RunFolder, submission: str, died: Killed | None = None) -> int:
     """Join the cluster and drive the run. Returns the exit status."""
     import ray
 
+    def join(lost: Callable[[str], None]) -> Lifeline:
+        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
+        return under_this_driver(lost)
+
     try:
-        return drive(
-            folder,
-            submission,
-            lambda: ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True),
-        )
+        return drive(folder, submission, join, died)
     except WrongInput as error:
         say(str(error))
         return 2

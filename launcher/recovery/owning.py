@@ -4,14 +4,18 @@ The rules are those of `launcher.storage.runlog`: the log decides who writes, th
 """
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from launcher.errors import Held
+from launcher.recovery.keeper import Killed
+from launcher.recovery.restarts import KILLED
 from launcher.runspec.model import RunSpec
-from launcher.storage.runfolder import RunFolder
+from launcher.storage.output import note_failure
+from launcher.storage.runfolder import RunFolder, last_step
 from launcher.storage.runlog import Holding
 from launcher.training.saving import refuse_held, run_log
 
@@ -41,6 +45,22 @@ def wait_for_turn(folder: RunFolder, submission: str, say: Callable[[str], None]
         standing = log.standing()
     if said and standing.released and standing.submission == submission:
         raise AlreadyOver(f"attempt {standing.attempt.attempt if standing.attempt else 0} ended by itself")
+
+
+def bury(folder: RunFolder, spec: RunSpec, submission: str, died: Killed) -> None:
+    """Let go of the run in the place of a holder whose end this process's parent has seen, and write down what ended its
+    attempt. Does nothing where somebody else holds the run."""
+    log = run_log(folder)
+    holder = log.standing().attempt
+    if holder is None or holder.kind != "attempt":
+        return
+    by = holder.fields
+    if (by.get("submission"), by.get("host"), by.get("pid")) != (submission, socket.gethostname(), died.pid):
+        return
+    step = last_step(folder, holder.attempt)
+    note_failure(folder, holder.attempt, rank=None, cause=KILLED, message=str(died), step=step)
+    _tell(spec, holder.attempt, "restart", {"time": time.time(), "cause": KILLED, "step": step})
+    log.let_go(holder.attempt, holder.nonce)
 
 
 class Ownership:
@@ -89,10 +109,10 @@ class Ownership:
         thread.start()
         self._telling = [t for t in self._telling if t.is_alive()] + [thread]
 
-    def close(self) -> None:
-        """Let go, and wait a little for what was told. Never raises."""
+    def close(self, *, over: bool = True) -> None:
+        """Let go, and wait a little for what was told. Never raises. `over`: see `Holding.release`."""
         if self._holding is not None:
-            self._holding.release()
+            self._holding.release(over=over)
         until = time.monotonic() + TELL_S
         for thread in self._telling:
             thread.join(max(0.0, until - time.monotonic()))

@@ -171,6 +171,12 @@ def job_output(folder: RunFolder, submission: str) -> Iterator[JobEnd]:
             )
 
 
+def note_end(folder: RunFolder, submission: str, status: int, error: BaseException) -> None:
+    """Write down how a job ends that can't end in the ordinary way. Never raises for the disk."""
+    said = {"submission": submission, "status": status, **described(error)}
+    _note(folder, job_log(folder, submission).with_suffix(".end.json"), said)
+
+
 def note_failure(
     folder: RunFolder, attempt: int, *, rank: int | None, cause: str, message: str, step: int
 ) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 
 from infra.objects import Exists, Missing, Store
 from launcher.errors import Failed, Held
+from launcher.storage.store import FULL
 
 TERM_S = 30.0
 
@@ -43,6 +44,13 @@ class Superseded(Held):
 
 class Damaged(Failed):
     """The log itself can't be trusted: an entry in the middle is missing."""
+
+
+class Away(FileNotFoundError):
+    """A log that was there is not: its disk is not mounted, or its folder was moved. An OSError: it may come back."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class Standing:
     age_s: float
     """Since then."""
     released: bool = False
-    """The holder let go by itself."""
+    """The holder let go by itself, since the run was over for it: finished, stopped or given up."""
 
     @property
     def submission(self) -> str | None:
@@ -102,8 +110,11 @@ class RunLog:
         self._entries: list[Entry] = []
 
     def entries(self) -> list[Entry]:
-        """Every entry, oldest first. Raises Damaged when one is missing between others."""
+        """Every entry, oldest first. Raises Damaged when one is missing between others, Away when all that were read
+        before are gone: nothing may be written then, since it would not be this run's log that grows."""
         numbers = {int(name) for item in self.store.list("log/") if (name := _number(item.key)) is not None}
+        if self._entries and not numbers:
+            raise Away(f"{self.store.where('log')} is not there: is its disk mounted?")
         n, void = 0, [e.n for e in self._entries if e.kind == "void"]
         while True:
             if n < len(self._entries) and n not in void:
@@ -147,7 +158,8 @@ class RunLog:
         lease = self._lease(key)
         if lease.get("nonce") == newest.nonce and newest.kind == "attempt":
             if lease.get("released"):
-                return Standing(newest, False, self.store.age_s(key) or 0.0, released=True)
+                over = bool(lease.get("over", True))
+                return Standing(newest, False, self.store.age_s(key) or 0.0, released=over)
             ages.append(self.store.age_s(key))
         age = min((a for a in ages if a is not None), default=0.0)
         return Standing(newest, age < self.term_s, age)
@@ -205,6 +217,11 @@ class RunLog:
     def commit(self, attempt: int, step: int, manifest: str, digest: str, **more: Any) -> Entry:
         """Say that the checkpoint behind a manifest is whole. `manifest` is its key, `digest` the sha256 of its bytes."""
         return self.append("commit", attempt, step=step, manifest=manifest, manifest_sha256=digest, **more)
+
+    def let_go(self, attempt: int, nonce: str) -> None:
+        """Say of an attempt's holder, which is known to be dead, that nobody need wait for its lease to lapse."""
+        lease = {"attempt": attempt, "nonce": nonce, "released": True, "over": False, "time": time.time()}
+        self.store.put(lease_key(attempt), json.dumps(lease).encode())
 
     def _check(self, attempt: int) -> None:
         """Raises Superseded unless the newest attempt of what was read is this one."""
@@ -302,14 +319,17 @@ class Holding:
                 self._renew()
         return self.attempt
 
-    def release(self) -> None:
-        """Let go: the next one need not wait. Never raises."""
+    def release(self, *, over: bool = True) -> None:
+        """Let go: the next one need not wait. Never raises.
+
+        over  the run is over for this holder. False: it can't go on, and another start of the same submission may
+        """
         self._stop.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(self.log.term_s)
         if self.lost is None:
             with contextlib.suppress(OSError):
-                self._write(released=True)
+                self._write(released=True, over=over)
 
     def __enter__(self) -> "Holding":
         return self
@@ -323,9 +343,10 @@ class Holding:
             try:
                 with self._lock:
                     newest = log.newest_attempt()
-                    if newest is None or newest.nonce != self.nonce:
-                        by = f"attempt {newest.attempt}" if newest else "nobody"
-                        self._lose(f"attempt {self.attempt} was superseded by {by}")
+                    if newest is None:  # ours was there
+                        raise Away(f"{log.store.where('log')} is not there: is its disk mounted?")
+                    if newest.nonce != self.nonce:
+                        self._lose(f"attempt {self.attempt} was superseded by attempt {newest.attempt}")
                         return
                     commit = next((e for e in reversed(log._entries) if e.kind == "commit"), None)
                     if commit is not None:
@@ -342,22 +363,35 @@ class Holding:
 
     def _watch(self) -> None:
         """Looks at the clock and at nothing else."""
+        looked = boot_s()
         while not self._stop.wait(max(0.005, min(self.log.term_s / 20, self._until - boot_s()))):
-            if self.lost is None and boot_s() >= self._until:
-                self._lose(f"the lease of attempt {self.attempt} lapses: {self._why}")
+            now = boot_s()
+            still, looked = now - looked, now
+            if self.lost is None and now >= self._until:
+                # no look for a quarter of a term: it was this process that stood, and not the store
+                stood = (
+                    f"this process stood still for {still:.0f} s: was it stopped, or did its machine sleep?"
+                )
+                why = stood if still > self.log.term_s / 4 else self._why
+                self._lose(f"the lease of attempt {self.attempt} lapses: {why}")
             if self.lost is not None:
                 return
 
     def _renew(self) -> None:
         began = boot_s()
-        self._write(released=False)
+        try:
+            self._write(released=False)
+        except OSError as error:
+            # a full disk has no room for a new file, and needs none to make the old one young again
+            if error.errno not in FULL or not self.log.store.touch(lease_key(self.attempt)):
+                raise
         self._until = began + self.log.term_s * 0.8  # stop before others may think us dead
 
-    def _write(self, released: bool) -> None:
+    def _write(self, released: bool, over: bool = True) -> None:
         self._counter += 1
         lease = {
             "attempt": self.attempt, "nonce": self.nonce, "released": released, "renewals": self._counter,
-            "time": time.time(), "term_s": self.log.term_s,
+            "time": time.time(), "term_s": self.log.term_s, **({} if over else {"over": False}),
         }  # fmt: skip
         self.log.store.put(lease_key(self.attempt), json.dumps(lease).encode())
 

@@ -20,6 +20,8 @@ from infra.objects import Exists, Item, Missing, Progress, Store, check_key, qui
 from launcher.errors import Failed, WrongInput
 
 CHUNK_BYTES = 4 << 20
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A disk, or a user's share of it, that has no room."""
 
 
 def open_store(url: str) -> Store:
@@ -117,8 +119,20 @@ class FolderStore:
         try:
             probe.touch()
             return max(0.0, probe.stat().st_mtime - written)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            os.utime(self.root)  # no room even for an empty file
+            return max(0.0, self.root.stat().st_mtime - written)
         finally:
             probe.unlink(missing_ok=True)
+
+    def touch(self, key: str) -> bool:
+        try:
+            os.utime(self.path(key))
+        except FileNotFoundError:
+            return False
+        return True
 
     def digest(self, key: str) -> tuple[int, str]:
         path, sha, size = self.path(key), hashlib.sha256(), 0

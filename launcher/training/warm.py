@@ -141,11 +141,11 @@ def run_child(order: dict[str, Any], say: int, pulse: mmap.mmap) -> None:
         time.sleep(LINGER_S)
 
 
-def with_parent(parent: int) -> None:
-    """End when the parent does, and let py-spy look in, where the kernel knows how."""
+def with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Be sent a signal when the parent ends, and let py-spy look in, where the kernel knows how."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
         libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(PTRACER_ANY), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)

@@ -117,8 +117,19 @@ def test_stop_commits_resume_goes_on_and_a_killed_driver_is_told_and_closed(pers
     with (folder / "attempts" / "2" / "curve.csv").open() as file:
         assert next(csv.DictReader(file))["step"] == str(status["step"] + 1)
 
-    entry = json.loads((folder / "log" / f"{len(list((folder / 'log').iterdir())) - 1}.json").read_text())
-    os.kill(entry["pid"], signal.SIGKILL)
+    def holder(attempt: int) -> int:
+        entries = [json.loads(path.read_text()) for path in (folder / "log").iterdir()]
+        return next(e["pid"] for e in entries if e["kind"] == "attempt" and e["attempt"] == attempt)
+
+    os.kill(holder(2), signal.SIGKILL)
+    until = time.monotonic() + 120
+    while not (folder / "attempts" / "3" / "curve.csv").exists() and time.monotonic() < until:
+        time.sleep(0.2)  # it is begun again
+    person.until("running", spec)
+    keeper = int(Path(f"/proc/{holder(3)}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (holder(3), keeper):
+        os.kill(pid, signal.SIGKILL)
     assert person.does("end", spec).returncode == 75
     old = time.time() - 3600  # as if the lease had lapsed
     for path in (*folder.glob("lease*"), *folder.glob("log/*.json"), *folder.glob("**/lease*")):

@@ -166,7 +166,8 @@ def test_only_what_trains_is_signalled_and_a_new_commit_ends_the_wait(tmp_path: 
 
 
 def test_the_heads_driver_is_asked_and_waited_for(tmp_path: Path) -> None:
-    proc = processes(tmp_path, (5, 1, "python -m launcher.recovery.driver az://a/b/c/run run-00"))
+    command = "python -m launcher.recovery.driver az://a/b/c/run run-00"
+    proc = processes(tmp_path, (3, 1, f"sh -c {command}"), (4, 3, command), (5, 4, command))
     sent: list[tuple[int, int]] = []
     counts = iter([0, 1])
     assert wait_for_commit(60, lambda: next(counts), proc=proc, kill=lambda *a: sent.append(a), interval_s=0)

@@ -1,5 +1,6 @@
 """The run's log and lease: one writer, whoever stops, races or crashes."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import pytest
 
 from infra.objects import Exists, Item, Missing
 from launcher.errors import Held
+from launcher.storage import runlog
 from launcher.storage.runlog import Damaged, RunLog, Superseded
 from launcher.storage.store import FolderStore
 
@@ -97,6 +99,66 @@ def test_a_holder_that_can_not_renew_stops_itself_before_its_lease_lapses(tmp_pa
     RunLog(store, "run-a", term_s=4.0).take("job-1", on_lost=lambda why: lost.set())
     store.away = True
     assert lost.wait(60) and time.monotonic() - took < 4.0
+
+
+def test_a_full_disk_costs_no_lease(tmp_path: Path) -> None:
+    class Full(FolderStore):
+        full = False
+
+        def put(self, key: str, data: bytes) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().put(key, data)
+
+    store, lost = Full(tmp_path), list[str]()
+    with RunLog(store, "run-a", term_s=1.0).take("job-1", on_lost=lost.append) as holding:
+        store.full = True
+        time.sleep(3.0)
+        assert holding.valid and not lost
+        with pytest.raises(Held):
+            log_in(tmp_path, 1.0).take("job-2")
+        store.full = False
+
+
+def test_a_holder_whose_folder_is_away_stops_itself_and_leaves_nothing_in_its_place(tmp_path: Path) -> None:
+    folder, lost = tmp_path / "run-a", list[str]()
+    folder.mkdir()
+    with RunLog(FolderStore(folder), "run-a", term_s=1.0).take("job-1", on_lost=lost.append) as holding:
+        folder.rename(tmp_path / "away")
+        deadline = time.monotonic() + 60
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "lapses: " in lost[0] and "is its disk mounted?" in lost[0]
+        with pytest.raises(FileNotFoundError, match="is its disk mounted"):
+            holding.commit(10, "m", "d")
+        assert not folder.exists()
+
+
+def test_a_holder_that_stood_still_does_not_blame_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, slept = list[str](), [0.0]
+    real = runlog.boot_s
+    monkeypatch.setattr(runlog, "boot_s", lambda: real() + slept[0])
+    with log_in(tmp_path, 4.0).take("job-1", on_lost=lost.append):
+        slept[0] = 100.0
+        deadline = time.monotonic() + 60
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert "this process stood still for 100 s" in lost[0]
+
+
+def test_who_let_go_because_it_could_not_go_on_did_not_end_the_run(tmp_path: Path) -> None:
+    log_in(tmp_path).take("job-1").release(over=False)
+    standing = log_in(tmp_path).standing()
+    assert not standing.alive and not standing.released
+    second = log_in(tmp_path).take("job-1", wait=False)
+    second._stop.set()  # killed; somebody saw it
+    assert log_in(tmp_path).standing().alive
+    log_in(tmp_path).let_go(second.attempt, second.nonce)
+    standing = log_in(tmp_path).standing()
+    assert not standing.alive and not standing.released
+    assert log_in(tmp_path).take("job-1", wait=False).attempt == 3
 
 
 def test_the_next_attempt_fences_off_what_the_last_one_left_behind(tmp_path: Path) -> None:
