@@ -50,6 +50,18 @@ def remember(name: str, address: str) -> None:
         pass
 
 
+def went_missing(folder: Any) -> bool:
+    """True where this machine submitted the run to that very folder, and its spec is not in there now."""
+    from launcher.storage.runfolder import read_json
+
+    if folder.url is not None or folder.spec.exists():
+        return False
+    try:
+        return (read_json(home() / "known.json") or {}).get(folder.name) == folder.address
+    except (WrongInput, OSError):
+        return False
+
+
 def folder_of(run: str) -> Any:
     """The run's folder, from a run.yaml, a folder, an az:// address or a name. Raises WrongInput where there is none."""
     from launcher.runspec.document import instead_of
@@ -72,6 +84,11 @@ def folder_of(run: str) -> Any:
         how = "" if run.startswith("az://") else f" `losscast submit {run}` does that."
         if path.is_dir():
             how = f" {instead_of(path)}"
+        if went_missing(folder):
+            raise Failed(
+                f"{folder.address}: {folder.name} was submitted to here from this machine, and is not here now: is its disk "
+                f"mounted, or was it moved? If it was deleted, `losscast submit` begins it anew."
+            )
         raise WrongInput(f"{folder.address}: no run was submitted to here.{how}")
     return folder
 
@@ -113,9 +130,11 @@ def _by_name(name: str) -> Any:
         known = (read_json(home() / "known.json") or {}).get(name)
     except WrongInput:
         known = None
-    if known is None or not (known.startswith("az://") or Path(known).is_dir()):
+    if known is not None and not known.startswith("az://") and not Path(known).is_dir():
+        return RunFolder(Path(known))  # `folder_of` says that it went missing
+    if known is None:
         raise WrongInput(
-            f"{name}: no run of that name in ./runs, and this machine submitted none that is still there. "
+            f"{name}: no run of that name in ./runs, and this machine submitted none. "
             "Give its run.yaml or its folder."
         )
     return RunFolder.at(known)

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,17 @@ def why(args: argparse.Namespace) -> int:
     from launcher.jobs.standing import LIVE, line
     from launcher.jobs.standing import answer as plainly
     from launcher.jobs.submit import ENDED
-    from launcher.jobs.why import Reason, bundles_of, failed, lacking, stopped, tail, vanished
+    from launcher.jobs.why import (
+        Reason,
+        bundles_of,
+        checkpoint_bytes,
+        failed,
+        lacking,
+        no_room,
+        stopped,
+        tail,
+        vanished,
+    )
     from launcher.storage.carried import bring
     from launcher.storage.runlog import TERM_S
 
@@ -206,6 +217,10 @@ def why(args: argparse.Namespace) -> int:
             word, ()
         )
         reason = Reason(line(plainly(facts, word), facts.now).partition(": ")[2], (), advice)
+    if word in LIVE or word == "vanished":
+        full = no_room(folder, checkpoint_bytes(folder, facts.committed))
+        if full is not None:
+            reason = replace(reason, evidence=(full[0], *reason.evidence), advice=(full[1], *reason.advice))
     if args.json:
         answer = {"run": name, "phase": word, "reason": reason.headline, "evidence": reason.evidence}
         print(json.dumps({**answer, "advice": reason.advice, **reason.facts}, default=str))

@@ -119,7 +119,7 @@ def hand_in(
     law    a law to predict from; None registers no prediction and leaves the one there is
     first  done once it was agreed to, before the run is handed in
     """
-    from launcher.cli.finding import remember
+    from launcher.cli.finding import remember, went_missing
     from launcher.data.feed import refuse_unfit
     from launcher.data.tokens import cache_folder
     from launcher.jobs.owncode import refuse_uncallable
@@ -134,7 +134,14 @@ def hand_in(
 
         may_submit_there(spec)
     else:
-        may_submit(spec)  # before anything is asked or started: a run that is held, finished, or can't be
+        # before anything is asked or started: a run that is held, finished, or can't be
+        folder = may_submit(spec)
+        if went_missing(folder):
+            print(
+                f"warning: {folder.path}: {spec.name} was submitted to here before and is not here now. If its disk is only not "
+                "mounted, mount it: this begins the run anew",
+                file=sys.stderr,
+            )
     refuse_uncallable(spec, Path.cwd())
     refuse_unfit(spec, cache_folder())
     prediction = prediction_for(spec, law)

@@ -5,6 +5,7 @@ storage. An answer is a headline, lines of evidence, and what to do next.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from launcher.jobs.standing import Facts
 from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log
 from launcher.storage.runfolder import RunFolder, read_json
+from launcher.storage.runlog import Entry
 
 TAIL_LINES = 20
 TAIL_BYTES = 64_000
+TRAINS_S = 10.0
+"""A step as young as this: ranks still train."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,12 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
     job   what Ray says of the job: status and message; None where it was not asked or is away
     """
     tried = attempts_of(facts)
-    failures = [f for a in tried if (f := first_failure(facts.folder, a))]
+    broke = [f for a in tried if (f := first_failure(facts.folder, a))]
     name = facts.spec.name
+    # one whose newest attempt did not fail had gone on from whatever failed before, and ended by something else
+    failures = story(broke) if facts.end is not None or (broke and broke[-1]["attempt"] == tried[-1]) else []
+    if (facts.end or {}).get("type") == CLUSTER_LOST:
+        return Reason(str((facts.end or {}).get("message")), (kept(facts),), (f"losscast resume {name}",))
     if failures:
         first, last = failures[0], failures[-1]
         where = (
@@ -226,10 +234,12 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
         log = facts.folder.attempt(first["attempt"]) / "output" / f"rank-{first.get('rank')}.log"
         lines = tail(facts.folder, log)
         evidence = [f"| {text}" for text in lines] or [f"| {t}" for t in first.get("trace", ())][-TAIL_LINES:]
-        if len(tried) > 1:
+        if len(failures) > 1:
             again = (str(last.get("message") or "").splitlines() or [""])[0]
             same = "the same each time" if again == message else f"last: {again}"
-            evidence.append(f"tried {len(tried)} times; {same}")
+            evidence.append(f"tried {len(failures)} times; {same}")
+        if len(broke) > len(failures):
+            evidence.append(f"{len(broke) - len(failures)} failures before it had been gone on from")
         advice = (
             f"losscast logs {name} --attempt {first['attempt']} --rank {first.get('rank') or 0}",
             f"losscast resume {name}   once it is mended",
@@ -242,8 +252,10 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
     if not said:  # it ended before our own code ran: Ray has the end of what it printed
         said = rest.strip().splitlines()[-TAIL_LINES:]
         first = first.partition(", last available logs")[0] + (f": {said[-1].strip()}" if said else "")
-    if own and facts.end is None:  # its last line is of something else
+    if facts.end is None and facts.taken is not None:  # its last line is of something else
         own, first = [], f"its driver was ended without a word. {_signalled(first)}"
+        again = f"losscast resume {name}"
+        return Reason(first, (kept(facts), *(f"| {text}" for text in said)), (again,), {"ray": words})
     headline = own[-1].removeprefix("losscast: ") if own else first or "it left no word of why"
     evidence = [f"| {text}" for text in said]
     if own and first:
@@ -253,6 +265,62 @@ def failed(facts: Facts, job: Mapping[str, Any] | None) -> Reason:
     else:
         advice = (f"losscast logs {name}", f"losscast resume {name}   once it is mended")
     return Reason(headline, tuple(evidence), advice, {"first_failure": None, "ray": words})
+
+
+CLUSTER_LOST = "ClusterLost"
+"""The type of a driver's end that its cluster was to blame for (`launcher.recovery.lifeline`)."""
+
+
+def story(failures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The failures, oldest first, that belong to the last one: since a step was gained. Those before it the run had gone on
+    from, and they explain nothing."""
+    told, best = list[dict[str, Any]](), -1
+    for failure in failures:
+        reached = int(failure.get("step") or 0)
+        if reached > best:
+            told, best = [], reached
+        told.append(failure)
+    return told
+
+
+def kept(facts: Facts) -> str:
+    """What of the run is safe, and what will be trained again."""
+    at = int(facts.committed.fields.get("step", 0)) if facts.committed else 0
+    what = f"the checkpoint of step {at} is committed" if at else "no checkpoint is committed"
+    return f"{what}; the last step seen is {facts.step} of {facts.spec.total_steps}"
+
+
+def no_room(folder: RunFolder, needs_bytes: int) -> tuple[str, str] | None:
+    """What a disk without room for another checkpoint does to a run in a folder, and what to do; None where there is room.
+
+    needs_bytes   of the newest checkpoint
+    """
+    if folder.url is not None:
+        return None
+    try:
+        free = shutil.disk_usage(folder.path).free
+    except OSError:
+        return None
+    if free > max(needs_bytes, 1 << 16):
+        return None
+    room = f"the disk of {folder.path} has {free / 1e6:.1f} MB free"
+    if needs_bytes:
+        room += f", and a checkpoint takes {needs_bytes / 1e6:.1f}"
+    return (
+        f"{room}: no checkpoint can be written, and losses and output come late or not at all",
+        "make room there: the run saves by itself when its next checkpoint is due",
+    )
+
+
+def checkpoint_bytes(folder: RunFolder, entry: Entry | None) -> int:
+    """Of a committed checkpoint in a folder, 0 where none is known."""
+    if entry is None or folder.url is not None:
+        return 0
+    place = folder.path / str(entry.fields.get("manifest")).removesuffix(".manifest.json")
+    try:
+        return sum(p.stat().st_size for p in place.rglob("*"))
+    except OSError:
+        return 0
 
 
 def _signalled(words: str) -> str:
@@ -273,12 +341,12 @@ def stopped(facts: Facts) -> Reason:
     """What a stop kept, and what it cost."""
     commit, name = facts.committed, facts.spec.name
     at = int(commit.fields.get("step", 0)) if commit else 0
-    kept = f"the checkpoint of step {at} is committed" if commit else "no checkpoint is committed"
+    what = f"the checkpoint of step {at} is committed" if commit else "no checkpoint is committed"
     lost = max(0, facts.step - at)
     cost = f"; {lost} steps after it will be trained again" if lost else ""
     by = "ended at once by a person" if (facts.end or {}).get("by") else "asked to stop"
     return Reason(
-        f"{by} at step {facts.step} of {facts.spec.total_steps}; {kept}{cost}",
+        f"{by} at step {facts.step} of {facts.spec.total_steps}; {what}{cost}",
         (),
         (f"losscast resume {name}",),
     )
@@ -304,20 +372,22 @@ def vanished(facts: Facts, job_state: str | None) -> Reason:
         f"nobody has renewed its lease for {ago(holder.age_s)}: attempt {holder.attempt.attempt} was held by "
         f"{by.get('user')}@{by.get('host')} (pid {by.get('pid')}, submission {by.get('submission')}), last heard of {clock(since)}"
     )
-    commit = facts.committed
-    kept = (
-        f"checkpoint of step {commit.fields.get('step')} is committed"
-        if commit
-        else "no checkpoint is committed"
-    )
-    lines = [f"{kept}; the last step seen is {facts.step} of {facts.spec.total_steps}", f"Ray: {ray}"]
-    if job_state in ("PENDING", "RUNNING"):
-        lines.append("the job's processes may hang, or their machine may have lost the storage")
-    lines += [f"| {t}" for t in tail(facts.folder, job_log(facts.folder, str(by.get("submission"))), 5)]
+    lines = [kept(facts), f"Ray: {ray}"]
     advice = (
         f"losscast resume {name}   goes on from there",
         f"losscast end {name}   closes it, and tells the monitor so",
     )
+    if job_state in ("PENDING", "RUNNING"):
+        trains = facts.last_step_time is not None and facts.now - facts.last_step_time < TRAINS_S
+        if trains:
+            lines.append("its ranks still make steps: it is its driver alone that is silent")
+        else:
+            lines.append("the job's processes may hang, or their machine may have lost the storage")
+        advice = (
+            "wait: when the driver runs again and has its storage, it takes the run again by itself",
+            f"losscast stop --now {name}   ends the job; `losscast resume {name}` then goes on from there",
+        )
+    lines += [f"| {t}" for t in tail(facts.folder, job_log(facts.folder, str(by.get("submission"))), 5)]
     facts_out = {
         "since": since,
         "holder": {k: by.get(k) for k in ("user", "host", "pid", "submission")},

@@ -24,6 +24,8 @@ from launcher.training.assignment import Assignment
 LAST_PATIENCE_S = 600.0
 """How long a save that must be (the last of a run, or before a host goes) is tried again on a disk that refuses."""
 LAST_WAITS_S = (1.0, 2.0, 5.0, 15.0)
+FULL_BYTES = 1 << 16
+"""A disk on which less is free is full."""
 
 
 class NotWritten(Failed):
@@ -113,8 +115,11 @@ def _remembered(engine: Any, place: Path) -> Iterator[list[str]]:
             try:
                 return work(*args, **more)
             except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError for a full disk
-                free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
-                failed.append(f"{one_line(error)} ({free / 1e6:,.1f} MB are free there)")
+                there = next(p for p in (place, *place.parents) if p.exists())
+                free = shutil.disk_usage(there).free
+                room = f"{free / 1e6:,.1f} MB are free at {there}"
+                full = free < FULL_BYTES  # torch's own words for it are an "enforce fail ... unexpected pos"
+                failed.append(f"the disk is full: {room}" if full else f"{one_line(error)} ({room})")
 
         return guarded
 

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from launcher.cli import main
+from launcher.cli.finding import remember
 from launcher.errors import WrongInput
 from launcher.jobs.facts import CAUSES, exposition
 from launcher.jobs.standing import facts_of, phase
+from launcher.jobs.why import failed, no_room, vanished
 from launcher.recovery.goodput import Ledger
+from launcher.recovery.lifeline import ClusterLost
 from launcher.runspec.model import RunSpec
-from launcher.storage.output import note_failure
+from launcher.storage.output import note_end, note_failure
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
@@ -209,6 +212,82 @@ def test_a_rank_that_was_killed_goes_before_those_that_complain(
     note_failure(made.folder, 1, rank=1, cause="killed", message="SIGKILL", step=5)
     assert main(["why", str(made.folder.path)]) == 0
     assert "rank 1 of attempt 1 was killed at step 5: SIGKILL" in capsys.readouterr().out
+
+
+def test_a_driver_that_was_killed_is_not_blamed_on_a_failure_that_was_gone_on_from(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.submitted(ago_s=50)
+    for attempt in (1, 2):
+        with made.log.take(JOB):
+            pass
+        made.steps(attempt, 20 * attempt)
+    note_failure(made.folder, 1, rank=1, cause="killed", message="SIGKILL", step=20)
+    reason = failed(facts_of(made.folder), {"status": "FAILED", "message": "failed with exit code 137"})
+    assert reason.headline.startswith("its driver was ended without a word") and "137" in reason.headline
+    assert "the last step seen is 40" in reason.evidence[0] and "mended" not in reason.advice[0]
+
+
+def test_a_crash_loop_is_told_from_what_failed_before_it(made: Made) -> None:
+    made.submitted(ago_s=50)
+    for attempt, (step, message) in enumerate(((20, "old"), (50, "loop"), (50, "echo"), (50, "last")), 1):
+        with made.log.take(JOB):
+            pass
+        made.steps(attempt, step)
+        note_failure(made.folder, attempt, rank=0, cause="raised", message=message, step=step)
+    made.ended(1)
+    reason = failed(facts_of(made.folder), None)
+    assert reason.headline == "rank 0 of attempt 2 failed at step 50: loop"
+    assert reason.evidence[-2:] == (
+        "tried 3 times; last: last",
+        "1 failures before it had been gone on from",
+    )
+
+
+def test_a_run_whose_cluster_is_gone_says_so_and_what_is_safe(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.submitted(ago_s=50)
+    holding = made.log.take(JOB)
+    holding.commit(15, "m", "d")
+    holding.release(over=False)
+    made.steps(1, 20)
+    note_end(made.folder, JOB, 1, ClusterLost("its Ray cluster is gone: nothing answers"))
+    assert main(["why", str(made.folder.path)]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("tiny: failed: its Ray cluster is gone: nothing answers")
+    assert "the checkpoint of step 15 is committed; the last step seen is 20" in said.out
+    assert said.err.strip() == "next: losscast resume tiny"
+
+
+def test_a_silent_driver_whose_job_still_runs_is_not_resumed_beside_it(made: Made) -> None:
+    vanish(made)
+    reason = vanished(facts_of(made.folder), "RUNNING")
+    assert not any(a.startswith("losscast resume") for a in reason.advice)
+    assert any("losscast stop --now tiny" in a for a in reason.advice)
+    now = time.time()
+    os.utime(made.folder.curve(1), (now, now))
+    assert any("its ranks still make steps" in e for e in vanished(facts_of(made.folder), "RUNNING").evidence)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said(made: Made) -> None:
+    assert no_room(made.folder, 1000) is None
+    said = no_room(made.folder, 1 << 62)
+    assert said is not None and "no checkpoint can be written" in said[0] and "make room" in said[1]
+
+
+def test_a_folder_that_went_missing_is_not_taken_for_a_run_that_never_was(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remember("tiny", made.folder.address)
+    folder = made.folder.path
+    assert main(["status", "tiny"]) == 0
+    folder.rename(folder.with_name("away"))
+    assert main(["status", "tiny"]) == 1
+    assert "is not here now: is its disk mounted" in capsys.readouterr().err
+    folder.mkdir()  # an empty mount point
+    assert main(["status", str(folder)]) == 1
+    assert "is its disk mounted" in capsys.readouterr().err
 
 
 def test_logs_are_read_from_storage_by_rank_attempt_and_tail(
