@@ -6,6 +6,7 @@ Ray's own `ray stop` is never used, since it ends every cluster of the machine, 
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import secrets
 import shutil
@@ -87,8 +88,13 @@ def running(home: Path) -> Head | None:
 def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Head:
     """Start a head with `cpus` logical CPUs on loopback and wait until its Jobs API answers.
 
-    Raises Failed, with the end of Ray's own log, when it does not within a minute.
+    Raises Failed where Ray is not installed, and, with the end of Ray's own log, when it does not within a minute.
     """
+    if importlib.util.find_spec("ray") is None:
+        raise Failed(
+            "a local Ray needs ray here: pip install 'losscast[train]', beside the torch build for this machine. "
+            "A run for a cluster needs none: cluster: {to: http://HEAD:8265} or {to: kuberay}."
+        )
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     token_file = home / "ray.token"
     if not token_file.exists():
