@@ -30,6 +30,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("25M zero1 dp2, recomputed", {**MIDDLE, "zero": 1, "dp": 2, "micro": 8, "recompute": True}),
     ("25M zero1 dp2, offloaded", {**MIDDLE, "zero": 1, "dp": 2, "offload": "cpu"}),
     ("25M zero2 dp2, offloaded", {**MIDDLE, "zero": 2, "dp": 2, "offload": "cpu"}),
+    ("25M zero3 dp2, offloaded", {**MIDDLE, "zero": 3, "dp": 2, "offload": "cpu"}),
+    ("25M zero2 dp2, one micro-batch", {**MIDDLE, "zero": 2, "dp": 2, "parts": 1}),
     ("25M zero0 pp2", {**MIDDLE, "zero": 0, "pp": 2, "parts": 4}),
     ("25M zero1 pp2", {**MIDDLE, "zero": 1, "pp": 2, "parts": 4}),
     ("25M zero1 pp2, long batch", {**MIDDLE, "zero": 1, "pp": 2, "parts": 4, "micro": 4}),

@@ -167,9 +167,11 @@ def resume_run(args: argparse.Namespace) -> int:
     if args.skip and args.back_to is None:
         raise WrongInput("--skip: needs --back-to STEP, the checkpoint to go on from.")
     if spec is not None:
-        if args.back_to is not None:
-            raise WrongInput("--back-to: can't be asked for a run on Kubernetes yet.")
-        return hand_in(spec, args, args.run, law=None)
+        if args.back_to is None:
+            return hand_in(spec, args, args.run, law=None)
+        from launcher.cli.kuberay import storage_to_go_back_in
+
+        return going_back(storage_to_go_back_in(spec), spec, args)
     from pathlib import Path
 
     from launcher.cli.finding import folder_of, standing_of
@@ -183,15 +185,7 @@ def resume_run(args: argparse.Namespace) -> int:
     spec = read_spec(args.run) if Path(args.run).is_file() else facts.spec
     commit = facts.committed
     if args.back_to is not None:
-        from launcher.recovery.rollback import go_back
-
-        step, first = go_back(folder, spec, args.back_to, args.skip)
-        left = f", and without the batches of steps {args.skip[0]} to {args.skip[1]}" if args.skip else ""
-        print(
-            f"{folder.name}: goes back to step {step} of {spec.total_steps}: newer checkpoints count no more{left}",
-            file=sys.stderr,
-        )
-        return hand_in(spec, args, args.run, law=None, first=first)
+        return going_back(folder, spec, args)
     if commit is not None:
         print(
             f"{folder.name}: goes on from step {commit.fields.get('step')} of {spec.total_steps}, the newest committed checkpoint, "
@@ -201,6 +195,20 @@ def resume_run(args: argparse.Namespace) -> int:
     else:
         print(f"{folder.name}: no checkpoint was committed: it begins at step 0", file=sys.stderr)
     return hand_in(spec, args, args.run, law=None)
+
+
+def going_back(folder: Any, spec: Any, args: argparse.Namespace) -> int:
+    """Go on from an older checkpoint: said and agreed to first, then written into the run's log, then handed in."""
+    from launcher.cli.submit import hand_in
+    from launcher.recovery.rollback import go_back
+
+    step, first = go_back(folder, spec, args.back_to, args.skip)
+    left = f", and without the batches of steps {args.skip[0]} to {args.skip[1]}" if args.skip else ""
+    print(
+        f"{folder.name}: goes back to step {step} of {spec.total_steps}: newer checkpoints count no more{left}",
+        file=sys.stderr,
+    )
+    return hand_in(spec, args, args.run, law=None, first=first)
 
 
 def end_run(args: argparse.Namespace) -> int:

@@ -23,13 +23,37 @@ def may_submit_there(spec: Any) -> None:
     problems = refused(spec)
     if problems:
         raise WrongInput("\n".join(f"{', '.join(p.keys)}: {p.message}" for p in problems))
-    if spec.checkpoints.url.startswith("az://"):
+    if in_reach(spec):
         try:
             may_submit(spec)
         except (Held, WrongInput):
             raise
         except Exception as error:  # whatever the storage's library raises
             _say(f"warning: {spec.checkpoints.url} can't be read from here: {one_line(error, 200)}")
+
+
+def in_reach(spec: Any) -> bool:
+    """True where the run's own storage may be asked from here: az://, or a shared disk that this machine has mounted too."""
+    from launcher.storage.runfolder import RunFolder
+
+    url = spec.checkpoints.url
+    return url.startswith("az://") or RunFolder.of(url, spec.name).spec.is_file()
+
+
+def storage_to_go_back_in(spec: Any) -> Any:
+    """The folder of a run whose log is to say from which checkpoint it goes on. Raises WrongInput where it is out of reach."""
+    from launcher.errors import WrongInput
+    from launcher.storage.remote import refresh
+    from launcher.storage.runfolder import RunFolder
+
+    if not in_reach(spec):
+        raise WrongInput(
+            f"--back-to: is written into the run's log, and {spec.checkpoints.url} of {spec.name} is a disk of the cluster that is "
+            "not mounted here. Use a machine or a pod that has it, or checkpoints at az://."
+        )
+    folder = RunFolder.of(spec.checkpoints.url, spec.name)
+    refresh(folder)
+    return folder
 
 
 def hand_over(

@@ -59,6 +59,10 @@ def logs_of(args: argparse.Namespace) -> int:
         if args.tail is not None:
             _seek_lines(file, args.tail)
         _copy(file)
+    if path.stat().st_size == 0:
+        print(
+            f"{folder.name}: {path.relative_to(folder.path)} is empty: nothing was printed", file=sys.stderr
+        )
     return 0
 
 

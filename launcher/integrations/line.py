@@ -10,7 +10,7 @@ Losses are nats per token, steps optimizer updates.
 import os
 import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from launcher.errors import WrongInput
 from launcher.runspec.model import NAME
@@ -18,18 +18,19 @@ from launcher.storage.record import Record
 from launcher.storage.runfolder import RunFolder, read_json
 
 
+class More(TypedDict, total=False):
+    """What a trainer may know of a step beside its loss; None is not known."""
+
+    lr: float | None
+    grad_norm: float | None
+    val_loss: float | None
+    """Where one was measured since the last step."""
+
+
 class Line(Protocol):
     """What a callback needs."""
 
-    def told(
-        self,
-        step: int,
-        loss: float,
-        *,
-        lr: float | None = None,
-        grad_norm: float | None = None,
-        val_loss: float | None = None,
-    ) -> bool:
+    def told(self, step: int, loss: float, **more: Unpack[More]) -> bool:
         """Tell of a step, on every rank. True: stop after it."""
         ...
 
@@ -44,16 +45,8 @@ class RunLine:
     def __init__(self, run: Any) -> None:
         self._run = run
 
-    def told(
-        self,
-        step: int,
-        loss: float,
-        *,
-        lr: float | None = None,
-        grad_norm: float | None = None,
-        val_loss: float | None = None,
-    ) -> bool:
-        return bool(self._run.step(step, loss, lr=lr, grad_norm=grad_norm, val_loss=val_loss))
+    def told(self, step: int, loss: float, **more: Unpack[More]) -> bool:
+        return bool(self._run.step(step, loss, **more))
 
     def close(self, finished: bool, val_loss: float | None = None) -> None:
         if val_loss is not None:
@@ -112,27 +105,16 @@ class MonitorLine:
         said = {k: v for k, v in known.items() if v is not None}
         self._reporter.start(resume_step=resume_step, prediction=foretold, **said)
 
-    def told(
-        self,
-        step: int,
-        loss: float,
-        *,
-        lr: float | None = None,
-        grad_norm: float | None = None,
-        val_loss: float | None = None,
-    ) -> bool:
+    def told(self, step: int, loss: float, **more: Unpack[More]) -> bool:
         if self._record is None:
             return False
-        self._record.add(step, step * (self._batch or 1), loss, val_loss, lr, grad_norm)
+        tokens = step * self._batch if self._batch else None
+        known = [more.get(key) for key in ("val_loss", "lr", "grad_norm")]
+        self._record.add(step, tokens or step, loss, *known)
         if self._reporter is None:
             return False
-        more = {
-            "tokens": self._batch and step * self._batch,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "val_loss": val_loss,
-        }
-        self._reporter.report(step=step, loss=loss, **{k: v for k, v in more.items() if v is not None})
+        said = {"tokens": tokens, **more}
+        self._reporter.report(step=step, loss=loss, **{k: v for k, v in said.items() if v is not None})
         return bool(self._reporter.superseded)
 
     def close(self, finished: bool, val_loss: float | None = None) -> None:

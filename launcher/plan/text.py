@@ -185,7 +185,17 @@ def _checkpoints(checkpoint: dict[str, Any]) -> str:
 
 
 def _memory(plan: dict[str, Any]) -> list[str]:
-    parts = ("parameters", "gradients", "optimizer", "buffers", "activations", "logits", "step")
+    parts = (
+        "parameters",
+        "optimizer",
+        "buffers",
+        "gradients",
+        "activations",
+        "logits",
+        "gathered",
+        "reduce",
+        "step",
+    )
     rows = plan["memory"]
     if all(row == {**rows[0], "stage": row["stage"]} for row in rows):
         rows = rows[:1]
@@ -197,7 +207,9 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     lines.append("  stage " + "".join(f"{p:>13}" for p in (*parts, "total")))
     for row in rows:
         lines.append(f"  {row['stage']:>5} " + "".join(f"{size(row[p]):>13}" for p in (*parts, "total")))
-    lines.append("  total: the peak, in backward (activations and logits) or in the step, whichever is more")
+    lines.append(
+        "  total: the first three, and the most of backward (gradients to gathered), reduction (gradients, reduce) and step"
+    )
     if not plan["activations_known"]:
         lines.append("  activations and logits of a model of your own are not known here, and come on top")
     if plan["measured_peak_bytes"]:

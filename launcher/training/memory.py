@@ -3,14 +3,18 @@
     parameters    what forward and backward compute with
     gradients     kept until the optimizer has used them
     optimizer     Adam's two moments, and DeepSpeed's fp32 master copy where there is one
+    buffers       what DeepSpeed holds all along: ZeRO 3's bucket, with offload a place for one gradient
     activations   what backward needs of every block, for each micro-batch in flight, and its own scratch
     logits        scores over the vocabulary, their softmax and its gradient
-    buffers       DeepSpeed's communication buckets where backward fills them (ZeRO 2, 3), and the parameters that
-                  ZeRO 3 keeps gathered
-    step          scratch of the optimizer's step: a flat fp32 gradient, the denominator of Adam's update, ZeRO 1's bucket
+    gathered      ZeRO 3's whole parameters, and the buffer that the ones gathered ahead came in, which lives until the last
+                  of them is used; on GPUs also the buckets that lie ready during backward
+    reduce        the bucket of gradients that is sent, and its flattened copy
+    step          the optimizer's share of gradients, the same in one flat fp32 piece, and scratch of Adam's update: the
+                  square root of the second moment and, tensor by tensor as on CPU, its quotient
 
-The step begins when activations are free, so the peak is the first three and the buffers, with either activations and
-logits or the step on top, whichever is more.
+Parameters, optimizer and buffers last. On top come, one after another, backward (gradients, activations, logits, gathered), the
+reduction (gradients, reduce) and the step, which begins by letting go of all gradients but its own: the peak is the largest.
+On CPU memory is what was written, and gradients fill their bucket while activations go.
 
 Bytes. ZeRO 1 divides the optimizer over dp, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020,
 arXiv:1910.02054, section 5). A pipeline's first stage holds pp micro-batches at once, its last stage one
@@ -48,6 +52,8 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
+    gathered: float
+    reduce: float
     buffers: float
     step: float
     host: float
@@ -56,8 +62,13 @@ class Memory:
     @property
     def total(self) -> float:
         """Peak on the GPU (in host memory where there is none)."""
-        lasting = self.parameters + self.gradients + self.optimizer + self.buffers
-        return lasting + max(self.activations + self.logits, self.step)
+        backward = self.gradients + self.activations + self.logits + self.gathered
+        return (
+            self.parameters
+            + self.optimizer
+            + self.buffers
+            + max(backward, self.gradients + self.reduce, self.step)
+        )
 
     def to_dict(self) -> dict[str, float]:
         return {**asdict(self), "total": self.total}
@@ -109,29 +120,45 @@ def _split_away(spec: RunSpec, stage: int) -> float:
 
 
 def _stage(spec: RunSpec, stage: int, n: float) -> Memory:
-    p, bf16 = spec.parallel, spec.train.precision == "bf16"
+    p, bf16, gpu = spec.parallel, spec.train.precision == "bf16", spec.cluster.gpus_per_node > 0
     value = 2 if bf16 else 4
     over = {z: p.dp if p.zero >= z else 1 for z in (1, 2, 3)}
+    share = 4 * n / over[1]
     parameters = value * n / over[3]
     # ZeRO 1 sums bf16 gradients into a whole fp32 copy; 2 and 3 keep their share only, and in fp32
     summed = 4 if accumulates_in_fp32(spec) else 0
     gradients = (value + summed if p.zero <= 1 else max(value, summed)) * n / over[2]
-    master = 4 if bf16 or p.zero >= 1 else 0
-    optimizer = (8 + master) * n / over[1]
-    host = 0.0
+    optimizer = 8 * n / over[1] + (share if bf16 or p.zero else 0)
+    largest = value * _largest_matrix(spec)
+    bucket = min(bucket_elements(spec), n) * (max(value, summed) if p.zero == 1 else value)
+    scratch = 1 if gpu else 2  # torch steps all tensors at once on GPUs, and reuses its scratch
+    buffers = host = 0.0
+    if p.zero == 0:
+        step = gradients + scratch * 4 * (n if gpu else _largest_matrix(spec))
+    else:
+        step = (2 + scratch) * share
     if p.offload == "cpu":
-        host, optimizer = optimizer + 4 * n / over[1], 0.0
-    bucket = min(bucket_elements(spec), n) * value
-    buckets = {0: 0.0, 1: 0.0, 2: bucket, 3: bucket}[p.zero] * (2 if spec.cluster.gpus_per_node else 1)
+        # the state, the share of gradients in fp32, and beside them of parameters (ZeRO 3: gradients) as computed with
+        host, optimizer, step = optimizer + share + value * n / over[1], 0.0, gradients
+        if p.zero >= 2:
+            gradients = step = 0.0
+        if p.zero == 2 and spec.accumulation > 1:  # what micro-batches add up is kept there
+            host += value * n / over[1]
+        if p.zero <= 2:  # a place on either side for a gradient on its way
+            host, buffers = host + largest, largest
+        if gpu:  # the update's scratch, which on CPU would come when activations are gone
+            host += 2 * share
+    gathered = 0.0
     if p.zero == 3:
-        buckets += min(LIVE_PARAMETERS, n) * value
-    step = 0.0 if p.zero else 4 * _largest_matrix(spec)
-    if p.zero and p.offload == "none":
-        step = 2 * 4 * n / over[1]
-    if p.zero == 1:  # it reduces after the backward pass, when activations are free
-        step += bucket
+        buffers += bucket
+        gathered = min(LIVE_PARAMETERS, n) * value + bucket
+    if gpu:
+        gathered += {0: 0, 1: 1, 2: 3, 3: 1}[p.zero] * bucket
+    reduce = {0: 0.0, 1: bucket + share, 2: 2 * bucket, 3: 2 * bucket}[p.zero]
     activations, logits = _activations(spec, stage)
-    return Memory(stage, parameters, gradients, optimizer, activations, logits, buckets, step, host)
+    return Memory(
+        stage, parameters, gradients, optimizer, activations, logits, gathered, reduce, buffers, step, host
+    )
 
 
 def _largest_matrix(spec: RunSpec) -> float:

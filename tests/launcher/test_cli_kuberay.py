@@ -1,6 +1,7 @@
 """The commands on a run that is on Kubernetes, as a person uses them, against a small API server."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from launcher import cli
 from launcher.kuberay import api as kuberay_api
+from launcher.runspec.file import read_spec
+from launcher.storage.runfolder import RunFolder, write_whole
+from launcher.training.saving import run_log
 from tests.launcher.kube_stub import Stub, kubeconfig
 
 pytest.importorskip("kubernetes")
@@ -107,3 +111,30 @@ def test_ls_lists_what_this_machine_handed_to_kubernetes(
     (tmp_path / "config").unlink()
     status, out, err = run(capsys, "ls")
     assert status == 0 and out == f"{NAME}: its cluster was not asked\n" and err.startswith("warning: ")
+
+
+def test_going_back_is_written_into_the_runs_log_where_that_is_in_reach(
+    stub: Stub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A disk of the cluster that this machine has not mounted is refused in words, and nothing is started."""
+    status, _, err = run(capsys, "resume", RUN, "--back-to", "40", "--yes")
+    assert status == 2 and "/mnt/runs" in err and "not mounted here" in err and not stub.objects
+    with tempfile.TemporaryDirectory(
+        dir="/var/tmp"
+    ) as disk:  # pods have a /tmp of their own, which no run may lie in
+        spec_file = tmp_path / "run.yaml"
+        spec_file.write_text(Path(RUN).read_text().replace("/mnt/runs", disk))
+        spec = read_spec(spec_file)
+        folder = RunFolder.of(spec.checkpoints.url, spec.name)
+        folder.path.mkdir(parents=True)
+        write_whole(folder.spec, spec.to_dict())
+        holding = run_log(folder).take("one")
+        for step in (20, 40, 60):
+            holding.append("commit", step=step, manifest=f"m{step}", manifest_sha256="0" * 64)
+        back = ("resume", str(spec_file), "--back-to", "50", "--skip", "58:64")
+        assert run(capsys, *back, "--yes")[0] == 75, "somebody holds it"
+        holding.release()
+        assert run(capsys, *back)[0] == 2 and len(run_log(folder).commits()) == 3, "nobody agreed to it"
+        status, _, err = run(capsys, *back, "--yes")
+        assert status == 0 and "goes back to step 40" in err and ("rayjobs", NS, NAME) in stub.objects
+        assert [e.fields["step"] for e in run_log(folder).commits()] == [40, 20]

@@ -16,7 +16,7 @@ from launcher.runspec.doubts import doubtful, not_yet
 from launcher.runspec.file import read_spec
 from launcher.runspec.gpus import gpu_named
 from launcher.runspec.model import RunSpec
-from launcher.training.memory import rank_memory, stage_layers, stage_parameters
+from launcher.training.memory import LIVE_PARAMETERS, rank_memory, stage_layers, stage_parameters
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -114,6 +114,27 @@ def test_recomputation_trades_memory_for_flops() -> None:
 def test_offloading_moves_the_optimizer_to_the_host() -> None:
     memory = (rank_memory(big(parallel={"offload": "cpu"})) or [])[0]
     assert memory.optimizer == 0 < memory.host
+    plain = (rank_memory(big()) or [])[0]
+    assert memory.host > plain.optimizer, "with a copy of parameters and gradients beside it"
+
+
+def test_zero_3_counts_what_it_gathers_ahead_twice() -> None:
+    """The buffer that parameters were gathered into lives beside them until the last of it is used."""
+    spec = big(parallel={"zero": 3})
+    memory, bucket = (rank_memory(spec) or [])[0], 2 * (1 << 27)
+    assert memory.gathered == pytest.approx(2 * LIVE_PARAMETERS + 2 * bucket)  # and its reduction's, on GPUs
+    assert memory.total >= memory.parameters + memory.optimizer + memory.activations + memory.gathered
+
+
+def test_a_bucket_that_is_flattened_and_the_steps_scratch_are_no_part_of_backward() -> None:
+    memory = (rank_memory(big(parallel={"zero": 1})) or [])[0]
+    lasting = memory.parameters + memory.optimizer + memory.buffers
+    phases = (
+        memory.gradients + memory.activations + memory.logits + memory.gathered,
+        memory.gradients + memory.reduce,
+        memory.step,
+    )
+    assert memory.total == lasting + max(phases)
 
 
 def test_a_model_that_does_not_fit_is_said_with_what_would() -> None:

@@ -310,6 +310,9 @@ def test_logs_are_read_from_storage_by_rank_attempt_and_tail(
     assert capsys.readouterr().out.startswith("attempt 1 line 10000\n")
     assert main(["logs", where, "--rank", "3"]) == 2
     assert "attempts/2/output/rank-0.log" in capsys.readouterr().err
+    (folder.attempt(2) / "output" / "rank-1.log").write_text("")
+    assert main(["logs", where, "--rank", "1"]) == 0
+    assert "rank-1.log is empty: nothing was printed" in capsys.readouterr().err
 
 
 def test_ls_says_which_run_can_not_be_read_and_lists_the_others(
