@@ -22,8 +22,9 @@ from monitor.forecast.fit_members import Runs, draw, fit_mode
 from monitor.forecast.fit_weights import (
     DRIFT,
     SIZES,
+    STRETCH,
     choose,
-    share_for,
+    noise_near,
     sizes_near,
     stretch,
 )
@@ -106,6 +107,17 @@ def fit(
     return _as_curve_law(law) if form == "curve" else law
 
 
+def _ran_off(point: FloatArray, loss: FloatArray) -> str:
+    """Words on a plain fit whose parts are not what they are called: an exponent that is a step or a constant, or no E to speak of."""
+    e, alpha, beta = (float(point[i]) for i in (0, 3, 4))
+    if not all(0.02 < v < 2 for v in (alpha, beta)):
+        return (
+            f"the plain fit ran off to alpha = {alpha:.2g}, beta = {beta:.2g}: look for a wrong or diverged run, which "
+            "--form auto leaves out"
+        )
+    return "" if e > 1e-3 * float(loss.min()) else f"the fit leaves no irreducible loss (E = {e:.2g})"
+
+
 def _as_curve_law(law: Law) -> Law:
     """The same law, reporting the curve law's parameters as its own."""
     assert law.curve is not None
@@ -169,16 +181,16 @@ def _plain(points: Points, shape: dict | None, conventions: dict[str, str], seed
         points.loss
     )
     errors = {
-        k: float(v) if len(points) > FEW else None
-        for k, v in zip(PARAMETERS["chinchilla"], natural.std(axis=0), strict=True)
+        k: v if len(points) > FEW else None
+        for k, v in zip(PARAMETERS["chinchilla"], _errors(natural), strict=True)
     }
-    why = _unknown(len(points), _spans(points), natural[:, 0], E_LOOSE)
+    why = _unknown(len(points), _spans(points), natural[:, 0], E_LOOSE, _ran_off(point, points.loss))
     dof = max(1, len(points) - 5)
     return Law(
         "chinchilla",
         (Member("chinchilla", 1.0, tuple(map(float, point)), natural[:256]),),
         max(0.002, float(np.sqrt((residual**2).sum() / dof))),
-        DRIFT,
+        STRETCH * DRIFT,
         _runs(points),
         not why,
         why,
@@ -222,9 +234,11 @@ def _mixed(
     names_of = PARAMETERS[names[best]]
     point = fits[best].point()
     residual = fits[best].log_loss(runs) - runs.ln_loss
-    noise = float(np.exp(np.sum(weights * [np.median(np.log(d[1])) for d in drawn])))
-    share = share_for(runs, sized and form == "auto")
-    wider = stretch(trials, weights, share, len(runs))
+    scale = float(np.exp(np.sum(weights * [np.median(np.log(d[1])) for d in drawn])))
+    noise = noise_near(
+        runs, np.sum([w * f.log_loss(runs) for w, f in zip(weights, fits, strict=True)], axis=0), scale
+    )
+    wider = stretch(trials, weights, len(runs))
     why = _unknown(
         len(points),
         _spans(points),
@@ -240,12 +254,12 @@ def _mixed(
         form,
         members,
         noise,
-        wider * share,
+        wider * DRIFT,
         _runs(points),
         not why,
         why,
         dict(zip(names_of, map(float, point), strict=True)),
-        dict(zip(names_of, map(float, drawn[best][0].std(axis=0)), strict=True)),
+        dict(zip(names_of, _errors(drawn[best][0]), strict=True)),
         {"best_form": names[best], "objective": float(-fits[best].form.density(fits[best].z[None])[0]),
          "rmse": _rmse(residual, points.loss), "seconds": seconds,
          "inside_errors": {name: [float(v) for v in t.errors] for name, t in zip(names, trials, strict=True)}},
@@ -336,6 +350,14 @@ def _unknown(count: int, decades: float, e_draws: FloatArray, loose: float, *mor
 def _naturals(z: FloatArray) -> FloatArray:
     with np.errstate(over="ignore"):
         return np.column_stack([np.exp(z[:, 0]), np.exp(z[:, 1]), np.exp(z[:, 2]), z[:, 3], z[:, 4]])
+
+
+def _errors(draws: FloatArray) -> list[float | None]:
+    """Standard deviation of each parameter's draws (k, p); None for one too wide for a number."""
+    size = np.maximum(np.abs(draws).max(axis=0), 1e-300)
+    with np.errstate(over="ignore"):
+        spread = (draws / size).std(axis=0) * size
+    return [float(v) if np.isfinite(v) else None for v in spread]
 
 
 def _rmse(residual: FloatArray, loss: FloatArray) -> float:

@@ -20,20 +20,20 @@ NEAR = 0.03
 """Excess over the frontier, ln loss, up to which a run is scored."""
 FLOOR, POWER = 0.003, 1.5
 """Error, ln loss, below which forms count as equally good; and with which power of it they count less."""
-JOINS, FLOOR_JOINED, POWER_JOINED = 0.5, 0.0003, 3.0
-"""The Chinchilla form counts among the others where its error inside is under this share of theirs: on runs that truly
+JOINS, FLOOR_JOINED, POWER_JOINED = 0.8, 0.0003, 3.0
+"""The Chinchilla form counts among the others where its error inside is under this share of theirs: on runs that
 follow it. Forms then count by finer differences."""
 MANY, FLOOR_FEW = 8, 0.03
 """Below so many runs, errors inside are mostly the runs' own noise, and forms count nearly the same."""
-DRIFT, DRIFT_FEW = 0.125, 0.20
-"""sd of the true line about the law, as a share of the fall in ln loss that is foretold; the latter for fewer than MANY runs
-or SIZES sizes."""
+DRIFT = 0.25
+"""sd of the true line about the law, as a share of the fall in ln loss that is foretold, before it is stretched."""
 SIZES = 3
 """Sizes near the frontier from which on the runs tell how the loss hangs on size."""
-STRETCH, STRETCH_FEW = 0.7, 1.0
-"""What the forms' uncertainty is multiplied by before anything is known: priors this wide lead to larger spreads than
-errors. The latter below MANY runs."""
-PRIOR_CUTS = 3.0
+STRETCH, STRETCH_FEW = 0.4, 0.6
+"""What the forms' uncertainty and the drift are multiplied by before anything is known; the latter below MANY runs."""
+STRETCH_MOST = 3.0
+"""And by at most: errors inside that are larger still say that the forms are wrong, not by how much."""
+PRIOR_CUTS = 2.0
 """How many cuts STRETCH is worth."""
 
 
@@ -121,14 +121,18 @@ def weigh(trials: Sequence[Trial], floor: float, power: float) -> FloatArray:
     return weights / weights.sum()
 
 
-def share_for(runs: Runs, sized: bool) -> float:
-    """The drift that runs leave: DRIFT, or DRIFT_FEW."""
-    told = len(runs) >= MANY and (not sized or sizes_near(runs) >= SIZES)
-    return DRIFT if told else DRIFT_FEW
+def noise_near(runs: Runs, fitted: FloatArray, scale: float) -> float:
+    """Spread between runs of one setting, ln loss: that of runs near the frontier about the fitted ln loss (n,).
+
+    At least `scale`, that of the forms' residuals, which count runs off the frontier and small ones for less and so are
+    smaller than a run's own. A fit of few runs leaves less than there is: five degrees of freedom are taken for fitted, half at most.
+    """
+    rest = (runs.ln_loss - fitted)[runs.excess() < NEAR]
+    return max(scale, math.sqrt(float(np.sum(rest**2)) / max(rest.size - 5, rest.size / 2)))
 
 
-def stretch(trials: Sequence[Trial], weights: FloatArray, drift: float, count: int) -> float:
-    """What the forms' joint uncertainty is to be multiplied by, from what it was worth at the cuts. `count` runs."""
+def stretch(trials: Sequence[Trial], weights: FloatArray, count: int) -> float:
+    """What the forms' joint uncertainty and the drift are to be multiplied by, from what they were worth at the cuts. `count` runs."""
     prior, cuts = STRETCH if count >= MANY else STRETCH_FEW, len(trials[0].cuts)
     ratios = 0.0
     for k in range(cuts):
@@ -137,5 +141,5 @@ def stretch(trials: Sequence[Trial], weights: FloatArray, drift: float, count: i
         apart = sum(w * (c.sd**2 + (c.wrong - wrong) ** 2) for w, c in here)
         fall = sum(w * c.fall for w, c in here)
         noise = math.exp(2 * sum(w * math.log(c.noise) for w, c in here))
-        ratios += max(float(np.mean(wrong**2)) - noise, 0.0) / float(np.mean(apart + (drift * fall) ** 2))
-    return math.sqrt((PRIOR_CUTS * prior**2 + ratios) / (PRIOR_CUTS + cuts))
+        ratios += max(float(np.mean(wrong**2)) - noise, 0.0) / float(np.mean(apart + (DRIFT * fall) ** 2))
+    return min(STRETCH_MOST, math.sqrt((PRIOR_CUTS * prior**2 + ratios) / (PRIOR_CUTS + cuts)))

@@ -115,6 +115,29 @@ def test_a_larger_run_from_the_same_law_falls_inside_its_interval() -> None:
     assert (far.p95 - far.p05) / far.p50 > (near.p95 - near.p05) / near.p50
 
 
+def test_intervals_hold_new_runs_inside_the_range_as_often_as_they_say() -> None:
+    held = []
+    for seed in range(5):
+        law = fit(made(24, noise=0.008, seed=seed), effort=20)
+        rng = np.random.default_rng([seed, 1])
+        for n in np.geomspace(2e6, 8e7, 12):
+            loss = (1.7 + 400 / n**0.34 + 1500 / (20 * n) ** 0.36) * np.exp(0.008 * rng.standard_normal())
+            q = law.predict(n, 20 * n)
+            held.append(q.p05 <= loss <= q.p95)
+    assert 0.8 <= np.mean(held) <= 0.98
+
+
+def test_runs_almost_alike_make_no_absurd_interval() -> None:
+    rng = np.random.default_rng(0)
+    flops = np.repeat([1e3, 1.4e3, 2e3, 2.9e3], 12) * np.exp(0.01 * rng.standard_normal(48))
+    step = 1 + 0.02 * (rng.random(48) > 0.5)
+    loss = np.multiply(3.28 * np.exp(3e-4 * rng.standard_normal(48)), step)
+    nothing = np.full(48, np.nan)
+    law = fit(Points(tuple(map(str, range(48))), nothing, nothing, loss, flops), effort=20)
+    q = law.predict(flops=1e6)
+    assert 0.3 < q.p05 < q.p95 < 30
+
+
 def test_small_runs_held_back_do_not_bend_the_law_below_the_large_ones() -> None:
     """A fixed warm-up costs a small run much and a large one nothing; a plain power law runs far too low after it."""
     params = np.geomspace(2e6, 3e8, 24)
@@ -164,6 +187,15 @@ def test_few_runs_are_fitted_for_what_they_are_worth_and_say_so(form: str, count
     assert finite(law.to_dict())
     q = law.predict(1e8, 1e9)
     assert 0 < q.p05 <= q.p50 <= q.p95 < math.inf
+
+
+def test_one_wild_run_among_few_makes_no_infinite_error() -> None:
+    points = made(12, noise=0.002)
+    for wild in (1e-3, 0.1, 10.0):
+        tokens = points.tokens * np.where(np.arange(12) == 11, wild, 1.0)
+        flops = 6 * points.params * tokens
+        law = fit(Points(points.run, points.params, tokens, points.loss, flops), "chinchilla")
+        Law.from_dict(json.loads(json.dumps(law.to_dict(), allow_nan=False)))
 
 
 @pytest.mark.parametrize("form", ["auto", "chinchilla"])

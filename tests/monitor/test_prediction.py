@@ -11,7 +11,7 @@ import pytest
 from monitor.cli import fit as fit_command
 from monitor.cli import predict as predict_command
 from monitor.errors import Failed, WrongInput
-from monitor.forecast.anneal import LrPath, Schedule, loss_at
+from monitor.forecast.anneal import NAMES, LrPath, Schedule, loss_at, predicted
 from monitor.forecast.fit import fit
 from monitor.forecast.fit_anneal import fit_curves
 from monitor.forecast.law import Law
@@ -122,6 +122,21 @@ def test_an_unseen_schedule_is_predicted_from_three_seen() -> None:
     off = np.interp(truth.step[late], made.curve["step"], made.curve["p50"]) - truth.loss[late]
     assert np.abs(off).mean() < 0.005
     assert made.final_loss.p50 == pytest.approx(truth.loss[-1], abs=0.01)
+
+
+def test_a_curve_law_from_before_there_was_a_power_still_reads() -> None:
+    model = fit_curves([run_under("cosine:warmup=0.05,final=0.1")])
+    assert model is not None
+    at = NAMES.index("p")
+    model["theta"][at] = 0.0
+    model["draws"] = [[*row[:at], 0.0, *row[at + 1 :]] for row in model["draws"]]
+    old = {**model, "theta": [v for i, v in enumerate(model["theta"]) if i != at]}
+    old["draws"] = [[v for i, v in enumerate(row) if i != at] for row in model["draws"]]
+    plan, steps = Schedule.parse("constant"), np.array([500.0, 2000.0])
+    for now, then in zip(
+        predicted(model, plan, steps, 2000, None), predicted(old, plan, steps, 2000, None), strict=True
+    ):
+        np.testing.assert_allclose(now, then)
 
 
 def test_curves_without_rates_teach_no_schedule() -> None:
