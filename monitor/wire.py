@@ -31,13 +31,17 @@ MAX_EXTRA_BYTES = 4096
 MAX_EVENT_BYTES = 4 << 20
 """Length of one event's line; a prediction with its whole curve is some 200 KB."""
 MAX_NESTING = 32
+MAX_MEMBERS = 1024
+"""Gzip streams put behind one another in a body. Each costs a pass over what is left of a piece, however little it holds."""
+PIECE_BYTES = 64 << 10
 
 
 class BadLine(ValueError):
-    """A line that can't be taken. `reason` is one of a fixed set, for the counter's label."""
+    """A line, counted from 1, or with 0 the whole body, that can't be taken. `reason` is one of a fixed set, for the
+    counter's label."""
 
     def __init__(self, line: int, message: str, reason: str = "invalid"):
-        super().__init__(f"line {line}: {message}")
+        super().__init__(f"line {line}: {message}" if line else message)
         self.line = line
         self.reason = reason
 
@@ -112,17 +116,28 @@ class Request:
 
 def inflate(body: bytes) -> bytes:
     """Gunzip, at most MAX_TEXT_BYTES. Raises TooLarge beyond, BadLine when it is no gzip or is cut short."""
-    out, left = [], MAX_TEXT_BYTES
+    out, left, members = [], MAX_TEXT_BYTES, 0
+    stream = zlib.decompressobj(wbits=31)
     try:
-        while body:
-            stream = zlib.decompressobj(wbits=31)
-            out.append(stream.decompress(body, left + 1))
-            left -= len(out[-1])
-            if left < 0:
-                raise TooLarge(f"more than {MAX_TEXT_BYTES} bytes after decompression; send smaller batches")
-            if not stream.eof:
-                raise BadLine(0, "the gzip stream ends early", "encoding")
-            body = stream.unused_data
+        for start in range(0, len(body), PIECE_BYTES):
+            piece = body[start : start + PIECE_BYTES]
+            while piece:
+                if stream.eof:
+                    stream = zlib.decompressobj(wbits=31)
+                    members += 1
+                    if members >= MAX_MEMBERS:
+                        raise BadLine(
+                            0, f"more than {MAX_MEMBERS} gzip streams in one body; send one", "encoding"
+                        )
+                out.append(stream.decompress(piece, left + 1))
+                left -= len(out[-1])
+                if left < 0:
+                    raise TooLarge(
+                        f"more than {MAX_TEXT_BYTES} bytes after decompression; send smaller batches"
+                    )
+                piece = stream.unused_data
+        if body and not stream.eof:
+            raise BadLine(0, "the gzip stream ends early", "encoding")
     except zlib.error as error:
         raise BadLine(0, f"not gzip: {error}", "encoding") from None
     return b"".join(out)

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -131,7 +132,8 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
         name = request.path_params["run"]
         facts = monitor.run(name) if is_run_id(name) else None
         if facts is None:
-            raise Refused(404, "run", "no such run")
+            shown = f"no run is called {name}" if is_run_id(name) else "that is no run's name"
+            raise Refused(404, "run", f"{shown}; GET /v1/runs lists them")
         return facts
 
     async def events(request: Request) -> Response:
@@ -329,15 +331,13 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
             try:
                 yield b"retry: 1000\n\n"
                 seen, quiet_s = 0, 0.0
-                while not monitor.stopping.is_set():
+                while not monitor.stopping.is_set() and monitor.tokens.holds(token):
                     seen, said = await asyncio.to_thread(changed, seen)
                     if said:
                         quiet_s = 0.0
                         yield said
                     elif quiet_s >= 15.0:
                         quiet_s = 0.0
-                        if token not in monitor.tokens.list():  # revoked
-                            return
                         yield b": still here\n\n"
                     await asyncio.sleep(STREAM_S)
                     quiet_s += STREAM_S
@@ -355,6 +355,13 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
 
     async def wrong(request: Request, error: Exception) -> Response:
         return _error(422, str(error))
+
+    async def nothing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
 
     app = Starlette(
         routes=[
@@ -381,6 +388,8 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
             Failed: damaged,
             sqlite3.Error: damaged,
             WrongInput: wrong,
+            HTTPException: nothing,
+            ClientDisconnect: left,
         },
     )
     return Guard(app, monitor)

@@ -5,12 +5,17 @@ import gc
 import ipaddress
 import os
 import re
+import resource
 import signal
 import socket
 import sys
+import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import h11
 import uvicorn
 
 from monitor.errors import Failed, WrongInput
@@ -19,6 +24,11 @@ from monitor.service.api import build
 from monitor.service.monitor import Monitor
 
 GRACE_S = 3
+LOOK_S = 5
+"""Seconds between two looks at requests that don't come to their end."""
+MOST_FILES = 65536
+SLOWEST_S = 60
+"""How long the head of a request, and then its body, may take to arrive."""
 PAGE_URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(/[A-Za-z0-9./\-_~]*)?")
 
 
@@ -61,12 +71,55 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _allow_files() -> None:
+    """As many open connections as the system lets this process have, within reason: 1024, the usual limit, is soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_FILES)), hard))
+
+
+class Dawdlers:
+    """Closes connections whose request does not come to its end: without it, whoever can reach the port could hold open as
+    many as the system allows, with no token at all. One that waits for its next request is the server's own business."""
+
+    def __init__(self, slowest_s: float = SLOWEST_S):
+        self.slowest_s = slowest_s
+        self._since: dict[Any, tuple[object, float]] = {}
+
+    def look(self, connections: Iterable[Any], now: float) -> int:
+        """Look at uvicorn's connections; how many were closed. `now`: seconds of any clock that only goes forward."""
+        still: dict[Any, tuple[object, float]] = {}
+        closed = 0
+        for one in list(connections):
+            if one.timeout_keep_alive_task is not None or one.conn.their_state not in (
+                h11.IDLE,
+                h11.SEND_BODY,
+            ):
+                continue
+            request, since = self._since.get(one, (one.cycle, now))
+            if request is not one.cycle:
+                since = now
+            if now - since > self.slowest_s:
+                one.transport.abort()
+                closed += 1
+            else:
+                still[one] = (one.cycle, since)
+        self._since = still
+        return closed
+
+
 class _Server(uvicorn.Server):
-    """Ends its long answers when it is told to end."""
+    """Ends its long answers when it is told to end, and requests that never end."""
 
     def __init__(self, config: uvicorn.Config, monitor: Monitor):
         super().__init__(config)
         self._monitor = monitor
+        self._dawdlers = Dawdlers()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % (10 * LOOK_S) == 0:  # ticks come ten a second
+            self._dawdlers.look(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: object) -> None:
         self._monitor.stopping.set()
@@ -100,6 +153,7 @@ def serve(
     if url is not None and not PAGE_URL.fullmatch(url):
         raise WrongInput(f"--url {url}: need http:// or https://, a host, and perhaps a path")
     listener = bind(host, port)
+    _allow_files()
     if url is None:
         url = f"{'https' if cert else 'http'}://{listen if port else f'{host}:{listener.getsockname()[1]}'}"
     try:
@@ -122,7 +176,7 @@ def serve(
     config = uvicorn.Config(
         build(monitor, tls=cert is not None), log_level="warning", access_log=False, server_header=False,
         lifespan="off", ws="none", timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=75, proxy_headers=False,
-        ssl_certfile=cert, ssl_keyfile=key,
+        ssl_certfile=cert, ssl_keyfile=key, http="h11",
     )  # fmt: skip
     try:
         server = _Server(config, monitor)

@@ -124,6 +124,11 @@ class Tokens:
         self._refresh()
         return self._by_hash.get(_digest(secret)) if secret.startswith(PREFIX) else None
 
+    def holds(self, token: Token) -> bool:
+        """Whether it is one of them still: not revoked since it was found."""
+        self._refresh()
+        return token in self._by_hash.values()
+
     def session(self, token: Token, now: float) -> str:
         """The value of a cookie that stands for the token until SESSION_S from now."""
         said = f"{token.id}.{int(now) + SESSION_S}"

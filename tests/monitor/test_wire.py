@@ -4,6 +4,8 @@ import contextlib
 import gzip
 import json
 import math
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,16 @@ def test_gzip_is_taken_in_one_or_more_members_and_bombs_are_not() -> None:
             inflate(broken)
     with pytest.raises(TooLarge):
         inflate(gzip.compress(b"\0" * (schema.MAX_TEXT_BYTES + 1)))
+
+
+def test_a_body_of_many_tiny_gzip_streams_costs_no_more_than_one_of_its_size() -> None:
+    tiny = gzip.compress(b"\n")
+    began = time.thread_time()
+    with pytest.raises(BadLine, match="gzip streams"):
+        inflate(tiny * (schema.MAX_BODY_BYTES // len(tiny)))
+    assert time.thread_time() - began < 2.0
+    large = gzip.compress(random.Random(0).randbytes(200_000), 1)  # ends in the middle of a piece
+    assert len(inflate(large * 20)) == 4_000_000
 
 
 anything = st.recursive(
