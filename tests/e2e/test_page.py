@@ -118,6 +118,62 @@ def test_every_view_opens_without_an_error_and_fits_a_phone(browser: Any, site: 
     assert tab.errors == []
 
 
+@pytest.mark.parametrize("width", [360, 390, 700, 900, 1280])
+def test_the_longest_names_and_no_run_at_all_fit_every_width(browser: Any, width: int) -> None:
+    long = page_stub.made_up(hostile="x" * 200)
+    for k, detail in enumerate([*long.values()]):
+        name = f"{'a' * 61}{k:02d}"
+        detail["detail"]["run"] = name
+        long[name] = detail
+    for name in [name for name in long if len(name) < 63]:
+        del long[name]
+    first, second = list(long)[:2]
+    for runs, paths in (({}, ("/", "/?view=compare", "/?view=law")),
+                        (long, ("/", f"/?run={first}", f"/?view=compare&runs={first},{second}"))):  # fmt: skip
+        with served(runs) as site:
+            tab = Tab(browser, site, width=width)
+            tab.page.fill("#token", page_stub.TOKEN)
+            tab.page.keyboard.press("Enter")
+            tab.page.wait_for_selector(".view")
+            for path in paths:
+                page = tab.open(path)
+                assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+                bar = page.locator(".bar").bounding_box()
+                assert bar and bar["height"] < 60, "the bar at the top has one line"
+            tab.context.close()
+            assert tab.errors == []
+
+
+def test_a_loss_that_no_logarithm_shows_is_drawn_all_the_same(browser: Any) -> None:
+    runs = page_stub.made_up()
+    some = next(iter(runs))
+    samples = runs[some]["samples"]
+    for k, s in enumerate(samples):  # falls below zero
+        s["loss"] = s["expected"] = s["mean"] = 2.0 - 4.0 * k / len(samples)
+        s["lower"], s["upper"] = s["loss"] - 0.1, s["loss"] + 0.1
+    with served(runs) as site:
+        tab = Tab(browser, site, page_stub.TOKEN)
+        tab.open(f"/?run={some}")
+        below = tab.inked("#loss-chart")
+        assert not tab.page.locator("button:text-is('log loss')").count()
+        for k, s in enumerate(samples):  # over a hundred powers of ten, its usual range below zero
+            s["loss"], s["lower"] = 10.0 ** (100 * k / len(samples)), -1.0
+        tab.open(f"/?run={some}")
+        tab.page.reload()
+        tab.page.wait_for_selector("#loss-chart canvas")
+        assert tab.inked("#loss-chart") > 5000 < below
+        tab.context.close()
+        assert tab.errors == []
+
+
+def test_a_run_that_is_not_there_is_said_in_words(browser: Any, site: str) -> None:
+    tab = Tab(browser, site, page_stub.TOKEN)
+    tab.page.goto(f"{site}/?run=nosuch")
+    text = tab.page.wait_for_selector("text=could not be read").inner_text()
+    assert "no such run" in text and "{" not in text
+    tab.context.close()
+
+
 def test_dragging_zooms_and_asks_for_the_steps_in_view(tab: Tab, runs: dict[str, dict[str, Any]]) -> None:
     spike = runs["a-million"]["samples"].spike
     page = tab.open("/?run=a-million")

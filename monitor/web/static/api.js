@@ -12,7 +12,10 @@ export function number(v) {
 async function ask(path, options) {
   const answer = await fetch(path, { credentials: "same-origin", headers: { Accept: "application/json" }, ...options });
   if (answer.status === 401) throw new SignedOut();
-  if (!answer.ok) throw new Error(`${answer.status} from ${path.split("?")[0]}: ${(await answer.text()).slice(0, 300)}`);
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => null);
+    throw new Error(said?.error ?? `the service answered ${answer.status} to ${path.split("?")[0]}`);
+  }
   return answer.status === 204 ? null : answer.json();
 }
 

@@ -38,4 +38,4 @@ export const AXES = {
   time: { label: "time since the start", format: (v) => (v === 0 ? "0" : format.duration(v)), say: (v) => format.duration(v) },
 };
 
-export const lossTick = (v) => String(+v.toPrecision(4));
+export const lossTick = (v) => (Math.abs(v) >= 1e6 ? format.power(v) : String(+v.toPrecision(4)));

@@ -92,7 +92,7 @@ export function chart(host, spec) {
     const see = (x, v) => {
       if (x >= from && x <= to && finite(v) && (!now.yAxis.log || v > 0)) { if (v < low) low = v; if (v > high) high = v; }
     };
-    if (fitted) [low, high] = fitted;
+    if (fitted && !(now.yAxis.log && fitted[0] <= 0)) [low, high] = fitted;
     else {
       for (const s of now.series) for (let i = 0; i < now.x.length; i++) see(now.x[i], s.values[i]);
       for (const b of now.bands) for (let i = 0; i < b.x.length; i++) { see(b.x[i], b.p05[i]); see(b.x[i], b.p95[i]); }
@@ -121,8 +121,9 @@ export function chart(host, spec) {
     ticks: { stroke: () => css("--line"), width: 1, size: 4 },
     grid: { stroke: () => css("--grid"), width: 1 },
     values: (u, ticks) => ticks.map((v) => (v === null ? "" : now[`${which}Axis`].format(v))),
-    space: which === "x" ? 84 : now.height < 220 ? 26 : 44,
+    space: which === "x" ? (u, index, low, high, width) => (width < 420 * devicePixelRatio ? 60 : 84) : now.height < 220 ? 26 : 44,
     ...(now[`${which}Axis`].log && {
+      incrs: (u, index, min, max) => [max - min], // of uPlot's own none is large enough over many decades; ours are in `splits`
       splits: (u, index, min, max) => logTicks(min, max, which === "x" ? u.bbox.width / devicePixelRatio / 76 : u.bbox.height / devicePixelRatio / 40),
       filter: (u, ticks) => ticks,
     }),
@@ -414,17 +415,19 @@ export function smooth(values, width) {
 
 /**
  * The range of losses worth looking at: everything after the first `share` of the run, so that the plunge of the first
- * steps does not flatten the rest. A spike or a divergence comes later and is always inside.
+ * steps does not flatten the rest; of a run that is younger than that, most of what it has. A spike or a divergence comes
+ * later and is always inside. `positive`: for an axis that is logarithmic.
  */
-export function settled(x, lists, bands = [], share = 0.04) {
+export function settled(x, lists, bands = [], { share = 0.04, positive = false } = {}) {
   return ([from, to]) => {
     const [start, end] = extent([x, ...bands.map((b) => b.x)]) ?? [0, 0];
-    const after = Math.max(from, Math.min(start + (end - start) * share, from + (to - from) * 0.5));
+    const young = x.length ? x[0] + (x.at(-1) - x[0]) * 0.3 : Infinity;
+    const after = Math.max(from, Math.min(start + (end - start) * share, from + (to - from) * 0.5, young));
     let low = Infinity, high = -Infinity;
     const see = (xs, ys) => {
       for (let i = 0; i < xs.length; i++) {
         const v = ys[i];
-        if (xs[i] >= after && xs[i] <= to && finite(v)) { if (v < low) low = v; if (v > high) high = v; }
+        if (xs[i] >= after && xs[i] <= to && finite(v) && (!positive || v > 0)) { if (v < low) low = v; if (v > high) high = v; }
       }
     };
     for (const values of lists) see(x, values);

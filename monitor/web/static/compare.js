@@ -74,7 +74,7 @@ export async function open(host, context) {
     const axis = { ...AXES[kind], log };
     const none = [{ label: "", values: x.map(() => null), stroke: "--muted" }];
     const read = (list, say) => (i) => `${axis.say(x[i])} · ${list.map((l) => [l.name, at(l.x, l.y, x[i])]).filter(([, v]) => v !== null).map(([n, v]) => `${n} ${say(v)}`).join(" · ")}`;
-    const fits = lines.map((l) => settled(l.x, [l.y]));
+    const fits = lines.map((l) => settled(l.x, [l.y], [], { positive: ys === "log" }));
     charts.push(chart(lossHost, {
       title: `Loss of ${lines.map((l) => l.name).join(", ")}`, x, series: none, lines, sync: "compare",
       xAxis: axis, yAxis: { log: ys === "log", label: "smoothed loss, nats per token", format: lossTick, size: 60 },

@@ -73,5 +73,6 @@ export function money(v) {
 /** A signed difference. */
 export function signed(v, digits = 1) {
   if (missing(v) || typeof v === "string") return v ?? "–";
-  return `${v > 0 ? "+" : v < 0 ? "−" : ""}${Math.abs(v).toFixed(digits)}`;
+  const size = Math.abs(v);
+  return `${v > 0 ? "+" : v < 0 ? "−" : ""}${size >= 1e6 ? size.toExponential(1) : size.toFixed(digits)}`;
 }

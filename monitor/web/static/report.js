@@ -67,7 +67,7 @@ function target(host, log) {
     window: log ? [from, Math.max(x.at(-1) ?? 1, curve?.step?.at(-1) ?? 1)] : null,
     xAxis: { log, label: "step", format: (v) => (v < 1e5 ? format.count(v) : format.short(v, 6)) },
     yAxis: { log, label: "loss, nats per token", format: (v) => String(+v.toPrecision(4)) },
-    yFit: log ? undefined : charts.settled(x, [loss], bands, 0.06),
+    yFit: log ? undefined : charts.settled(x, [loss], bands, { share: 0.06 }),
     height: phone ? 300 : 380,
     rest: phone ? "" : "Point at the curve to read it.",
     readout: (i) => `step ${format.count(x[i])} · loss ${format.loss(loss[i])} · smoothed ${format.loss(smoothed[i])}`

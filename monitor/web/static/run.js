@@ -8,6 +8,7 @@ import * as format from "./format.js";
 import { aside, facts, heading } from "./run_words.js";
 
 const POINTS = 3000;
+const TOUCH = matchMedia("(pointer: coarse)").matches;
 const PINCH = /Mac/.test(navigator.platform) ? "⌘+wheel" : "Ctrl+wheel";
 const SMOOTH = [[0, "raw"], [10, "10"], [50, "50"], [200, "200"], [1000, "1000"]];
 
@@ -60,7 +61,7 @@ export async function open(host, context) {
     tools.replaceChildren(...[
       choice("x axis", Object.keys(AXES).filter((kind) => kind === "steps" || usable(kind)).map((kind) => [kind]), x, (v) => set({ x: v })),
       choice("x scale", [["linear"], ["log"]], xs, (v) => set({ xs: v })),
-      choice("loss scale", [["log", "log loss"], ["linear", "linear loss"]], ys, (v) => set({ ys: v })),
+      positive() ? choice("loss scale", [["log", "log loss"], ["linear", "linear loss"]], ys, (v) => set({ ys: v })) : null,
       el("label", { class: "field" }, "smooth over ", el("select", { onchange: (e) => set({ smooth: Number(e.target.value) }) },
         SMOOTH.map(([v, text]) => el("option", { value: v, selected: v === (width ?? automatic()) }, text)))),
       context.state.from === null ? null : el("button", { class: "plain", type: "button", onclick: () => zoom(null, null) }, "zoom out"),
@@ -69,6 +70,9 @@ export async function open(host, context) {
       el("button", { class: "plain", type: "button", onclick: () => saveCsv(name, context.state.from, context.state.to).catch(context.fail) }, "CSV"),
     ].filter(Boolean));
   }
+
+  /** Whether a logarithm can show every loss there is. */
+  const positive = () => whole.loss.every((v) => v === null || !Number.isFinite(v) || v > 0);
 
   const automatic = () => {
     const { from, to } = context.state;
@@ -87,13 +91,14 @@ export async function open(host, context) {
   }
 
   function draw() {
-    const { xs, ys, from, to } = context.state;
+    const { xs, from, to } = context.state;
+    const ys = positive() ? context.state.ys : "linear";
     const kind = usable(context.state.x) ? context.state.x : "steps";
     const map = usable(kind);
     const log = xs === "log";
     const axis = { ...AXES[kind], log };
     const seen = shown();
-    const data = columnsFor(seen, map, log);
+    const data = columnsFor(seen.step.length ? seen : ahead(seen), map, log);
     const width = context.state.smooth ?? automatic();
     const soft = smooth(data.mean, width);
     const bands = band(curve(), map, log);
@@ -106,12 +111,12 @@ export async function open(host, context) {
     };
     const live = curve() === null ? expectedBand(data) : [];
     const lost = thin(data.x.filter((_, i) => data.lost[i]), 300);
-    if (!data.x.length) {
+    if (!data.x.length) { // no sample, and no prediction that could be drawn meanwhile
       put(lossHost, "", null);
       put(gapHost, "", null);
       lossHost.replaceChildren(el("p", { class: "empty" }, "No sample yet."));
       gapHost.replaceChildren();
-      gapTitle.textContent = "";
+      key.replaceChildren();
       tools.replaceChildren();
       return;
     }
@@ -128,21 +133,24 @@ export async function open(host, context) {
       dots: [
         ...lost.map((x) => ({ x, y: null, stroke: "--bad", shape: "cross", size: 3.5 })),
         ...data.val.map(([x, y]) => ({ x, y, stroke: "--second", shape: "ring", size: 3 })),
+        ...(data.x.length < 4 ? data.x.map((x, i) => ({ x, y: data.loss[i], stroke: "--actual", shape: "disc", size: 3 })).filter((d) => d.y !== null) : []),
         ...endPoint(run, curve(), map),
       ],
       xAxis: axis,
       yAxis: { log: ys === "log", label: "loss, nats per token", format: lossTick },
-      yFit: log ? undefined : settled(data.x, [data.loss], [...bands, ...live]),
+      yFit: log ? undefined : settled(seen.step.length ? data.x : [], [data.loss], [...bands, ...live], { positive: ys === "log" }),
       levels: Number.isFinite(run.target_loss) ? [{ y: run.target_loss, stroke: "--good", dash: [3, 3] }] : [],
       height: innerWidth < 600 ? 320 : 440,
-      rest: `Drag or ${PINCH} to zoom${from === null ? "" : ", Shift+wheel to move"}, double-click to zoom out.`,
+      rest: !seen.step.length ? "No sample yet: this is what was predicted." : TOUCH ? "Touch the curve to read it."
+        : `Drag or ${PINCH} to zoom${from === null ? "" : ", Shift+wheel to move"}, double-click to zoom out.`,
       readout: (i) => `${axis.say(data.x[i])}${kind === "steps" ? "" : `, step ${format.count(data.step[i])}`} · loss ${data.lost[i] ? "not a number" : format.loss(data.loss[i])}`
         + (width > 1 ? ` · smoothed ${format.loss(soft[i])}` : "")
         + (bands.length ? ` · predicted ${bandText(bands[0], data.x[i])}` : data.expected[i] === null ? "" : ` · expected ${format.loss(data.expected[i])}`),
     });
     key.replaceChildren(...[
-      width > 1 ? ["k-raw", "loss"] : null,
-      ["k-actual", width > 1 ? "smoothed" : "loss"],
+      !seen.step.length ? null : width > 1 ? ["k-raw", "loss"] : null,
+      !seen.step.length ? null : ["k-actual", width > 1 ? "smoothed" : "loss"],
+      lost.length ? ["k-lost", "not a number"] : null,
       bands.length ? ["k-median", "predicted"] : live.length ? ["k-median", "expected from its past"] : null,
       bands.length ? ["k-band", "90% interval"] : live.length ? ["k-band", "usual range"] : null,
       data.val.length ? ["k-val", "validation loss"] : null,
@@ -164,19 +172,25 @@ export async function open(host, context) {
         lines: bands.length ? [{ x: extentOf(bands[0].x), y: [0, 0], stroke: "--predicted" }] : [],
         xAxis: { ...axis, label: "" },
         yAxis: { log: false, label: "sigmas", format: (v) => String(+v.toPrecision(3)) },
-        yFit: () => {
-          const seen = clipped.filter((v) => v !== null);
-          return [Math.min(-4, ...seen), Math.max(4, ...seen)];
+        yFit: (range) => {
+          const [low, high] = settled(data.x, [clipped])(range) ?? [0, 0];
+          return [Math.min(-4, low), Math.max(4, high)];
         },
         height: 170,
         readout: (i) => (data.gap[i] === null ? "" : `${format.signed(data.gap[i], 2)} sigmas · smoothed ${format.signed(softGap[i], 2)}`),
       });
     } else {
       put(gapHost, "", null);
-      gapHost.replaceChildren(el("p", { class: "muted small" }, "Nothing to compare with yet: the judge works from the run's own past."));
+      gapHost.replaceChildren(el("p", { class: "muted small" }, !seen.step.length ? "" : data.lost.every(Boolean) ? "No finite loss to compare." : "Not yet: how much single steps scatter is known after a few."));
     }
     note.textContent = (detail ? detailThinned : thinned) ? `Thinned for drawing: each bucket keeps its lowest and highest sample${
       seen.mean.some(Number.isFinite) ? "; the smoothed line follows the bucket's mean" : ", and the smoothed line runs between them"}. Zoom in to see every step.` : "";
+  }
+
+  /** Empty columns over the steps that the prediction knows: something to draw its band on before the first sample. */
+  function ahead(empty) {
+    const step = [...(curve()?.step ?? [])];
+    return { ...Object.fromEntries(Object.keys(empty).map((f) => [f, step.map(() => null)])), step };
   }
 
   /** Every sample at hand: those near the window in detail, the others as the whole run has them. */

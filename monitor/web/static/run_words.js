@@ -2,11 +2,12 @@
 import { number } from "./api.js";
 import { el } from "./dom.js";
 import * as format from "./format.js";
-import { ACTIONS, SEVERITIES, badge, interval, progress, then } from "./words.js";
+import { ACTIONS, SEVERITIES, also, badge, interval, progress, then } from "./words.js";
 
 export function heading(run) {
   return el("div", { class: "heading" }, el("h1", {}, run.run), badge(run), run.team ? el("span", { class: "muted" }, run.team) : null,
-    run.phase ? el("span", { class: "muted" }, `${run.phase}${run.end_reason ? `: ${run.end_reason}` : ""}${run.attempt > 1 ? `, attempt ${run.attempt}` : ""}`) : null,
+    run.phase && run.phase !== "waiting" ? el("span", { class: "muted" }, `${run.phase}${run.end_reason ? `: ${run.end_reason}` : ""}${run.attempt > 1 ? `, attempt ${run.attempt}` : ""}`) : null,
+    also(run).map((text) => el("span", { class: "badge warn" }, text)),
     run.trouble ? el("span", { class: "warn" }, `The judge is in trouble: ${run.trouble}`) : null);
 }
 
@@ -62,7 +63,7 @@ function adviceCard(run, act) {
     el("p", { class: "say" }, `${(ACTIONS[a.action] ?? String(a.action)).replace(/^./, (c) => c.toUpperCase())}`),
     miss === null ? null : el("p", {}, `${then(a) ? "Then " : ""}${format.percent(miss)} likely to miss the target`, Number.isFinite(run.target_loss) ? ` of ${format.loss(run.target_loss)}` : ""),
     miss === null ? null : el("meter", { min: 0, max: 1, low: 0.25, high: 0.75, optimum: 0, value: miss, "aria-label": "probability of a miss" }),
-    a.final_loss ? el("p", { class: "muted" }, `Ends at ${format.loss(a.final_loss.p50)}, ${interval(a.final_loss)}`) : null,
+    a.final_loss ? el("p", { class: "muted" }, `${a.action === "continue" ? "Ends" : miss !== null && then(a) ? "Then ends" : "Left as it is, ends"} at ${format.loss(a.final_loss.p50)}, ${interval(a.final_loss)}`) : null,
     evidence.length ? el("ul", {}, evidence.map((e) => el("li", {}, e))) : null,
     a.hours_left > 0 || a.money_left > 0 ? el("p", { class: "muted" }, "To the end: ",
       [a.hours_left > 0 ? format.duration(a.hours_left * 3600) : null, a.money_left > 0 ? format.money(a.money_left) : null].filter(Boolean).join(", ")) : null,
@@ -117,10 +118,18 @@ const SOURCES = {
   none: "Nothing to hold it against yet.",
 };
 
+/** A prediction is there and the run is past where it ends. */
+function pastItsEnd(run, curve) {
+  const step = curve.step?.at(-1), tokens = curve.tokens?.at(-1);
+  const far = tokens > 0 && run.tokens > tokens ? [`${format.short(tokens)} tokens`, format.short(run.tokens)] : run.step > step ? [`step ${format.count(step)}`, format.count(run.step)] : null;
+  return far ? `Its prediction ends at ${far[0]} and the run is at ${far[1]}: held against its own past.` : "Held against its own past: its prediction says nothing of these steps.";
+}
+
 /** What the run is held against, the prediction's particulars, and what the judge takes for causes. */
 function lineCard(run) {
   const p = run.prediction;
-  const words = run.source === "control" ? `Held against ${run.control ? `the control run ${run.control}` : "a control run"} on the same batches.` : SOURCES[run.source];
+  const beyond = run.source === "own_past" && p?.curve ? pastItsEnd(run, p.curve) : null;
+  const words = beyond ?? (run.source === "control" ? `Held against ${run.control ? `the control run ${run.control}` : "a control run"} on the same batches.` : SOURCES[run.source]);
   if (!p && !words && !run.causes?.length) return null;
   const digest = typeof p?.digest === "string" ? p.digest.replace(/^sha256:/, "").slice(0, 16) : null;
   const particulars = p ? [

@@ -4,7 +4,7 @@ import { runAddress } from "./address.js";
 import { choice, el, link, say } from "./dom.js";
 import * as format from "./format.js";
 import { spark } from "./spark.js";
-import { advice, badge, interval, mutedWords, progress, urgency } from "./words.js";
+import { advice, also, badge, interval, mutedWords, progress, urgency } from "./words.js";
 
 const SHOWN = 300;
 
@@ -20,7 +20,8 @@ export async function open(host, context) {
       el("th", { class: "num" }, "Predicted end"), el("th", {}, "Advice"), el("th", { class: "num" }, "Last step"))),
     body);
   const empty = el("div");
-  host.append(el("div", { class: "tools" }, filter, find), summary, el("div", { class: "card scroll" }, table), empty);
+  const card = el("div", { class: "card scroll" }, table);
+  host.append(el("div", { class: "tools" }, filter, find), summary, card, empty);
 
   const rows = new Map();
   function choices() {
@@ -44,14 +45,14 @@ export async function open(host, context) {
     const all = [...known.values()];
     const list = matching();
     const wrong = all.filter((r) => urgency(r) < 2).length;
-    summary.textContent = `${format.count(all.length)} ${all.length === 1 ? "run" : "runs"}, `
+    summary.textContent = !all.length ? "" : `${format.count(all.length)} ${all.length === 1 ? "run" : "runs"}, `
       + `${all.filter((r) => r.phase === "running").length} running, ${wrong ? `${wrong} off ${wrong === 1 ? "its" : "their"} line or worse` : "none off its line"}`
       + (list.length > SHOWN ? `; the first ${SHOWN} of ${format.count(list.length)} shown` : "");
     place(list.slice(0, SHOWN).map(kept));
     document.title = wrong ? `(${wrong}) losscast` : "losscast";
     if (focused && !body.contains(document.activeElement)) rows.get(focused)?.tr.querySelector("a")?.focus({ preventScroll: true });
     empty.replaceChildren(...(all.length ? (list.length ? [] : [el("p", { class: "empty" }, "No run matches.")]) : [welcome()]));
-    table.hidden = !list.length;
+    card.hidden = !list.length;
   }
 
   /** The run's row, made again only where what it says has changed. */
@@ -77,9 +78,11 @@ export async function open(host, context) {
 
   function row(r, ago) {
     const done = progress(r);
+    const [what, why] = advice(r.advice);
     return el("tr", { "data-run": r.run },
       el("td", { "data-label": "State" }, badge(r), r.muted ? el("small", { class: "warn mute" }, mutedWords(r.muted)) : null),
-      el("td", { "data-label": "Run", class: "name" }, link(runAddress(r.run, context.state), {}, r.run), r.team ? el("small", { class: "muted" }, r.team) : null),
+      el("td", { "data-label": "Run", class: "name" }, link(runAddress(r.run, context.state), {}, r.run), r.team ? el("small", { class: "muted", title: r.team }, r.team) : null,
+        ...also(r).map((text) => el("small", { class: "warn" }, text))),
       el("td", { "data-label": "Progress", class: "progress" },
         done === null ? null : el("progress", { max: 1, value: done, "aria-label": "share of tokens" }),
         el("small", { class: "muted" }, `step ${format.count(r.step)}${done === null ? "" : `, ${format.percent(done)}`}`)),
@@ -88,8 +91,8 @@ export async function open(host, context) {
         r.expected === null || r.expected === undefined ? null : el("small", { class: "muted" }, `expected ${format.loss(api.number(r.expected))}`)),
       el("td", { "data-label": "Predicted end", class: "num" }, format.loss(r.predicted_final?.p50),
         r.predicted_final ? el("small", { class: "muted" }, interval(r.predicted_final)) : null),
-      el("td", { "data-label": "Advice" }, r.phase === "ended" ? el("span", { class: "muted" }, r.end_reason ?? "ended") : advice(r.advice),
-        r.advice?.money_left > 0 ? el("small", { class: "muted" }, `${format.money(r.advice.money_left)} to go`) : null),
+      el("td", { "data-label": "Advice" }, r.phase === "ended" ? el("span", { class: "muted ending", title: r.end_reason }, r.end_reason ?? "ended") : what,
+        r.phase !== "ended" && why ? el("small", { class: "muted" }, why) : null),
       el("td", { "data-label": "Last step", class: "num" }, ago,
         r.since_step !== null && r.since_step !== undefined && urgency(r) < 2 ? el("small", { class: "muted" }, `since step ${format.count(r.since_step)}`) : null));
   }

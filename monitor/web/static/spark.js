@@ -53,7 +53,7 @@ function paint(canvas, { step, loss, expected }) {
     let pen = false;
     ctx.beginPath();
     list.forEach((v, i) => {
-      if (!Number.isFinite(v) || v <= 0) { pen = false; return; }
+      if (!Number.isFinite(v) || v <= 0 || step[i] < from) { pen = false; return; }
       if (pen) ctx.lineTo(x(step[i]), y(v)); else ctx.moveTo(x(step[i]), y(v));
       pen = true;
     });

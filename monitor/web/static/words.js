@@ -18,6 +18,20 @@ export const STATES = {
   rank_apart: ["one rank apart", "warn"],
   grad_norm_high: ["gradient norm high", "predicted"],
 };
+
+/** What can hold of a run beside what its badge says. */
+const ALSO = {
+  will_miss: "will miss its target",
+  silent: "nothing heard of it",
+  restart_loop: "restarts without a step",
+  checkpoint_overdue: "checkpoint overdue",
+  checkpoint_bad: "a checkpoint does not verify",
+  lease_lost: "a second writer was refused",
+  clock_skew: "its clock is wrong",
+};
+/** What else holds of a run, in words. */
+export const also = (run) => (run.states ?? []).filter((s) => Object.hasOwn(ALSO, s)).map((s) => ALSO[s]);
+
 export const SEVERITIES = { critical: "bad", warning: "warn", info: "predicted" };
 export const ACTIONS = { continue: "continue", stop: "stop", roll_back: "roll back", lower_lr: "lower the learning rate" };
 
@@ -55,11 +69,12 @@ export function interval(q) {
 /** A run that is told to roll back has its end told as if it had. */
 export const then = (a) => (a.action === "roll_back" && a.p_miss < 1 ? "then " : "");
 
-/** The advice in one line. */
+/** The advice in two words, and what speaks for it in a few more. */
 export function advice(a) {
-  if (!a) return "";
-  const miss = a.p_miss === null || a.p_miss === undefined ? "" : `, ${then(a)}${format.percent(a.p_miss)} likely to miss`;
-  return `${ACTIONS[a.action] ?? a.action}${miss}`;
+  if (!a) return ["", ""];
+  const miss = a.p_miss === null || a.p_miss === undefined ? null : `${then(a)}${format.percent(a.p_miss)} likely to miss`;
+  const money = a.money_left > 0 ? `${format.money(a.money_left)} to go` : null;
+  return [ACTIONS[a.action] ?? a.action, [miss, money].filter(Boolean).join(", ")];
 }
 
 const clock = (s) => new Date(1000 * s).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" });
