@@ -1,7 +1,7 @@
 """/metrics: what the monitor holds of its runs, as Prometheus reads it.
 
-At most MAX_SERIES series and MAX_RUN_SERIES a run. When there are more, detail goes first, of the newest runs first, and
-what was left out is counted. The verdict and the last step of unhealthy runs come before everything else; among them
+At most MAX_SERIES series. When there are more, detail goes first, of the newest runs first, and what was left out is
+counted. At most MAX_RUN_SERIES a run, the most wanted first; what one run has beyond is in its API, and is no overflow. The verdict and the last step of unhealthy runs come before everything else; among them
 each token's runs take turns, so that one token's thousand broken runs can't hide another's only one.
 
 Loss, expected, gap in nats per token; times in seconds since the epoch by the monitor's clock. Counters start at 0 when
@@ -11,6 +11,8 @@ a run registers. Labels are the run's id and words from fixed lists, never what 
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -147,20 +149,25 @@ def detail(f: Figures) -> Iterator[Series]:
 
 
 def choose(figures: Iterable[Figures], room: int) -> tuple[list[Series], int]:
-    """At most `room` series, the most important first, and how many were left out."""
+    """At most `room` series, the most important first, and how many were left out for want of room."""
     runs = _in_turn(list(figures))
     chosen: list[Series] = []
     left_out = 0
 
-    def take(series: Iterable[Series], most: int) -> int:
+    def take(series: Iterable[Series], most: int, *, whole: bool = False) -> int:
+        """How many were taken. `whole`: of a name all of the run's or none: GPU seconds that were useful say nothing alone."""
         nonlocal left_out
         taken = 0
-        for one in series:
-            if taken >= most or len(chosen) >= room:
-                left_out += 1
+        for _, named in groupby(series, itemgetter(0)):
+            group = list(named)
+            if whole and taken + len(group) > most:
                 continue
-            chosen.append(one)
-            taken += 1
+            for one in group[: most - taken]:
+                if len(chosen) >= room:
+                    left_out += 1
+                    continue
+                chosen.append(one)
+                taken += 1
         return taken
 
     used = {}
@@ -172,7 +179,7 @@ def choose(figures: Iterable[Figures], room: int) -> tuple[list[Series], int]:
             continue
         if f.fill is not None:
             f.fill(f)
-        take(detail(f), MAX_RUN_SERIES - used[f.run])
+        take(detail(f), MAX_RUN_SERIES - used[f.run], whole=True)
     return chosen, left_out
 
 
