@@ -1,5 +1,6 @@
 """From what the store keeps to what a judge takes: rows of a chunk, and the samples of a control run."""
 
+import functools
 import struct
 import time
 from collections.abc import Iterator
@@ -30,24 +31,26 @@ def rows_of_blob(blob: bytes) -> list[Row]:
     return list(rows_of(unpack(blob)))
 
 
+@functools.lru_cache(maxsize=256)
+def _layout(bits: int, n: int) -> tuple[struct.Struct, tuple[tuple[int, int], ...]]:
+    """How a chunk of these columns and so many rows is read: its numbers, and (place in a row, first number) of each column."""
+    have = [i for i in range(len(COLUMNS)) if bits >> i & 1]
+    starts = {i: n * k for k, i in enumerate(have)}
+    places = tuple((place, starts[i]) for place, i in enumerate(_PLACES) if i in starts)
+    return struct.Struct(f"<{len(have) * n}d"), places
+
+
 def _few(blob: bytes, bits: int, n: int) -> list[Row]:
-    values = struct.unpack_from(f"<{bits.bit_count() * n}d", blob, HEAD.size)
-    starts: list[int] = []
-    at = 0
-    for i in range(len(COLUMNS)):
-        if bits >> i & 1:
-            starts.append(at)
-            at += n
-        else:
-            starts.append(-1)
+    layout, places = _layout(bits, n)
+    values = layout.unpack_from(blob, HEAD.size)
     out: list[Any] = []
     for k in range(n):
-        row: list[Any] = [None if starts[i] < 0 else values[starts[i] + k] for i in _PLACES]
-        for place, v in enumerate(row):
-            if v is not None and v != v:
-                where = HEAD.size + 8 * (starts[_PLACES[place]] + k)
-                if struct.unpack_from("<Q", blob, where)[0] == MISSING_BITS:
-                    row[place] = None
+        row: list[Any] = [None] * len(_PLACES)
+        for place, start in places:
+            v = values[start + k]
+            if v != v and struct.unpack_from("<Q", blob, HEAD.size + 8 * (start + k))[0] == MISSING_BITS:
+                continue
+            row[place] = v
         row[0], row[1] = int(row[0]), int(row[1])
         out.append(tuple(row))
     return out

@@ -36,6 +36,8 @@ ADVISE_S = 1.0
 ADVISED_A_S = 500
 TELL_S = 0.2
 TOLD_A_S = 2000
+SWEPT_A_S = 40_000
+"""Runs a second that are asked whether they are due to be told of; one whose verdict changed does not wait for that."""
 HELD_SAMPLES = 400_000
 """Samples that may wait in memory, packed; beyond, what waits is read from the store when its run's turn comes."""
 TAIL_ROWS, TAIL_SAMPLES = 2000, 50_000
@@ -89,7 +91,7 @@ class Judging:
         self._noticed = 0
         self._wake = threading.Event()
         self._ending_s: float | None = None
-        self._looked_s = self._written_s = 0.0
+        self._looked_s = self._swept_s = self._written_s = 0.0
         self._unsaid: set[int] = set()
         self._urgent: set[int] = set()
         self._fresh: list[int] = []
@@ -315,14 +317,20 @@ class Judging:
 
     def _speak(self, now: float, every: bool = False) -> None:
         """Make the newest verdicts known, those that changed at once."""
-        tell_s = max(TELL_S, len(self._judges) / TOLD_A_S)
-        advise_s = self._advise_s()
-        for run_id in list(self._unsaid):
+        for run_id in self._urgent:
             run = self._judges.get(run_id)
-            if run is None:
-                self._unsaid.discard(run_id)
-            elif every or run.urgent or now - run.told_s >= (advise_s if run.told else tell_s):
+            if run is not None and run.urgent:
                 self._tell(run, now)
+        if every or now - self._swept_s >= len(self._judges) / SWEPT_A_S:
+            self._swept_s = now
+            tell_s = max(TELL_S, len(self._judges) / TOLD_A_S)
+            advise_s = self._advise_s()
+            for run_id in list(self._unsaid):
+                run = self._judges.get(run_id)
+                if run is None:
+                    self._unsaid.discard(run_id)
+                elif every or now - run.told_s >= (advise_s if run.told else tell_s):
+                    self._tell(run, now)
         if self._fresh:
             told, self._fresh = list(dict.fromkeys(self._fresh)), []
             self._changed(told)

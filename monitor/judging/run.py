@@ -91,6 +91,8 @@ class Run:
     """The newest attempt, and how many of its samples it was fed."""
     event_ord: int = 0
     """Ordinal of the last event it was fed."""
+    verdict: Verdict | None = None
+    """The newest one, while it is not in `last` yet: most are followed by another before anybody asks."""
 
     # what it is fed
 
@@ -202,7 +204,13 @@ class Run:
         self.pending += len(rows)
         self.dirty = True
         if verdict is not None:
-            self.last = {**self.last, **_said(verdict), "outside": self.outside[:]}
+            self.verdict = verdict
+
+    def _settle(self) -> None:
+        """Put the newest verdict into `last`."""
+        if self.verdict is not None:
+            self.last = {**self.last, **_said(self.verdict), "outside": self.outside[:]}
+            self.verdict = None
 
     def _band(self, attempt: int, ord: int) -> "array[float]":
         """Where what is expected of a chunk's samples goes: to the chunk's before it, while that has room."""
@@ -257,6 +265,7 @@ class Run:
         with contextlib.suppress(ArithmeticError, ValueError, KeyError, TypeError):
             found = self.watch.advice()
             advice = spell({name: getattr(found, name) for name in found.__dataclass_fields__})
+        self._settle()
         self.last = {**self.last, "advice": advice}
         if "prediction_error" in self.context:
             self.last["trouble"] = self.context["prediction_error"]
@@ -267,6 +276,7 @@ class Run:
     def tell(self) -> dict[str, Any]:
         """The newest verdict with the open alerts."""
         final = (self.watch.prediction or {}).get("final_loss")
+        self._settle()
         self.last = {
             **self.last,
             "open": [spell(asdict(a)) for a in self.watch.open_alerts()],
@@ -277,6 +287,7 @@ class Run:
 
     def to_write(self) -> Judged:
         """All that changed since it was last written."""
+        self._settle()
         state = {
             "watch": self.watch.state_dict(), "context": self.context, "attempt": self.attempt, "state": self.state,
             "durations": [round(d, 5) for d in self.durations], "outside": self.outside, "timed": self.timed,
