@@ -12,7 +12,7 @@ Steps: one CPU thread trains a small transformer; between, a checkpoint is uploa
 shards in a real run, over https with workload identity, committed through the log. The figure is the median step
 while it uploads over the median step before and after. Azurite runs niced: it stands for a service elsewhere.
 
-Here: the same of a run in a folder, whose checkpoint a thread hashes and commits.
+Here: the same of a run in a folder, whose checkpoint is committed by a thread and hashed by a process beside it.
 
 Needs azurite-blob on the PATH; with less than three cores free the figures say more about the machine than about us.
 """
@@ -216,8 +216,10 @@ def here(folder: Path, rounds: int) -> dict[str, Any]:
     with log.take("bench") as holding:
         attempt = holding.attempt
 
-        def commit(number: int) -> None:
-            commit_checkpoint(log.store, log, attempt=attempt, step=number, topology={"world": 1})
+        def commit(number: int, at_once: bool) -> None:
+            commit_checkpoint(
+                log.store, log, attempt=attempt, step=number, topology={"world": 1}, leisurely=not at_once
+            )
 
         def place_of(run: Any, attempt: int, rank: int, number: int) -> Path:
             return root / prefix_of(attempt, number)

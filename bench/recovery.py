@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import statistics
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launcher.jobs import local_ray
+from launcher.jobs.cluster import Cluster
 from launcher.storage.runfolder import RunFolder, write_whole
 from tests.faults.training import command_line, spec_of, start, until
 
@@ -35,17 +37,31 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 def loop(config):
-    from dataclasses import asdict
     import torch.distributed as dist
+    from launcher.data.tokens import cache_folder
     from launcher.training import loop as worker
+    from launcher.training.assignment import Assignment
+    from launcher.training.engine import join
+    from launcher.training.saving import newest_verified
+    from launcher.storage.remote import store_of
     from launcher.storage.runfolder import RunFolder, read_json
-    from launcher.training.saving import shared_assignment
-    from launcher.runspec.model import RunSpec
+    from launcher.storage.runlog import RunLog
     os.environ["OMP_NUM_THREADS"] = "1"
-    folder = RunFolder.at(config["folder"])
-    worker.train(shared_assignment(RunSpec.from_dict(read_json(folder.spec))))
+    join()
+    told = [None]
+    if dist.get_rank() == 0:
+        folder = RunFolder.at(config["folder"])
+        # a lease of half a second: what a killed worker held must not count against Ray Train
+        holding = RunLog(store_of(folder), folder.name, term_s=0.5).take("ray-train")
+        resume = newest_verified(folder, print)
+        told[0] = Assignment(
+            spec=read_json(folder.spec), folder=folder.address, attempt=holding.attempt, cache=str(cache_folder()),
+            resume_step=resume.step if resume else 0, resume_from=str(resume.path) if resume else None,
+        )
+    dist.broadcast_object_list(told, src=0)
+    worker.train(told[0])
 
-ray.init(address="auto", log_to_driver=False)
+ray.init(log_to_driver=False)
 TorchTrainer(
     loop, train_loop_config={"folder": sys.argv[1]}, scaling_config=ScalingConfig(num_workers=2),
     run_config=RunConfig(storage_path=sys.argv[2], failure_config=FailureConfig(max_failures=3)),
@@ -83,27 +99,27 @@ def losscast(home: Path, kill_actor: bool) -> tuple[float, float]:
 
 
 def ray_train(home: Path) -> tuple[float, float]:
-    """The same of Ray Train."""
-    import subprocess
-
+    """The same of Ray Train, handed in as a job as well."""
     head = local_ray.start(home / "ray", cpus=3)  # its controller takes a CPU slot too
     spec = spec_of(home, "theirs", steps=STEPS)
     folder = RunFolder.of(spec.checkpoints.url, spec.name)
     write_whole(folder.spec, spec.to_dict())
     (home / "train.py").write_text(TRAIN)
-    log = home / "train.log"
-    env = {
-        **os.environ, **head.environment(), "RAY_ADDRESS": head.address, "RAY_TRAIN_V2_ENABLED": "1",
-        "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    variables = {
+        "RAY_AUTH_MODE": "token", "RAY_TRAIN_V2_ENABLED": "1", "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "LOSSCAST_CACHE": os.environ.get("LOSSCAST_CACHE", ""),
     }  # fmt: skip
-    process = None
+    cluster = Cluster(head.dashboard, head.environment())
+    words = (sys.executable, str(home / "train.py"), str(folder.path), str(home / "storage"))
     try:
         began = time.time()
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, str(home / "train.py"), str(folder.path), str(home / "storage")],
-                stdout=out, stderr=out, env=env,
-            )  # fmt: skip
+        cluster.submit(
+            {
+                "entrypoint": shlex.join(words),
+                "submission_id": "theirs",
+                "runtime_env": {"env_vars": {k: v for k, v in variables.items() if v}},
+            }
+        )
         started = first_step(folder, 1) - began
         until(lambda: len(folder.curve(1).read_text().splitlines()) > 100, "step 100")
         workers = [p for p in local_ray.descendants(head.pid) if "RayTrainWorker" in command_line(p)]
@@ -111,12 +127,9 @@ def ray_train(home: Path) -> tuple[float, float]:
         os.kill(workers[-1], signal.SIGKILL)
         return started, first_step(folder, 2) - killed
     except AssertionError:
-        print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
+        print(cluster.log("theirs")[-3000:], file=sys.stderr)
         raise
     finally:
-        if process is not None:
-            process.kill()
-            process.wait()
         local_ray.stop(head)
 
 

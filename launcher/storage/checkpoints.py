@@ -25,6 +25,7 @@ from typing import Any
 
 from infra.objects import Exists, Missing, Progress, Store, quiet
 from launcher.errors import Failed
+from launcher.storage import beside
 from launcher.storage.runlog import Entry, RunLog
 from launcher.storage.store import FolderStore
 
@@ -104,6 +105,7 @@ def commit_checkpoint(
     digests: Mapping[str, tuple[int, str]] | None = None,
     more: dict[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
+    leisurely: bool = False,
 ) -> Entry:
     """Make the files under `prefix_of(attempt, step)` a checkpoint. Call once, when every rank has written its own.
 
@@ -112,6 +114,7 @@ def commit_checkpoint(
               its size is compared
     more      kept in the manifest as it is
     seconds   how long the stages before this one took; the entry keeps them, and this one's as `commit`
+    leisurely this machine trains meanwhile: files of a folder are hashed with what CPU is left over
 
     Raises Failed when there are no files or an expected one is missing, runlog.Superseded when the run is no longer this
     attempt's; then nothing is committed.
@@ -127,7 +130,10 @@ def commit_checkpoint(
         )
     known = dict(digests or {})
     unread = [name for name in names if name not in known]
-    known |= dict(zip(unread, _digests(store, [prefix + name for name in unread]), strict=True))
+    keys = [prefix + name for name in unread]
+    aside = store if leisurely and isinstance(store, FolderStore) else None
+    found = _digests(store, keys) if aside is None else _leisurely(aside, keys)
+    known |= dict(zip(unread, found, strict=True))
     sizes = {item.key.removeprefix(prefix): item.size for item in items}
     short = [
         f"{n} has {sizes[n]} bytes, its writer says {known[n][0]}" for n in names if known[n][0] != sizes[n]
@@ -293,6 +299,14 @@ def newest_verified(
         )
         unfit(int(entry.fields.get("step") or 0))
     return None
+
+
+def _leisurely(store: FolderStore, keys: list[str]) -> list[tuple[int, str]]:
+    """`_digests`, by a process that steps aside for training; where that can't be had, here."""
+    try:
+        return [found or (-1, "") for found in beside.digests([str(store.path(key)) for key in keys])]
+    except OSError:
+        return _digests(store, keys)
 
 
 def _digests(store: Store, keys: list[str]) -> list[tuple[int, str]]:

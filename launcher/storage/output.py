@@ -35,14 +35,21 @@ MESSAGE_CHARS = 2000
 
 
 class Forgiving(io.TextIOBase):
-    """Text to a file descriptor. A write that fails is dropped: a run does not end because a log can't be written."""
+    """Text to a file descriptor. What can't be written goes to another one, or is dropped: a run does not end because a
+    log can't be written, and what a full disk hinders is the very thing that has to be read."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, instead: int | None = None) -> None:
+        self._descriptor, self._instead = descriptor, instead
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, text.encode("utf-8", "backslashreplace"))
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            if self._instead is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._instead, data)
         return len(text)
 
     def fileno(self) -> int:
@@ -82,7 +89,8 @@ def kept(folder: RunFolder, path: Path, *, echo: bool = True) -> Iterator[None]:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
-    sys.stdout, sys.stderr = Forgiving(1), Forgiving(2)  # type: ignore[assignment]
+    instead = old if echo else (None, None)
+    sys.stdout, sys.stderr = Forgiving(1, instead[0]), Forgiving(2, instead[1])  # type: ignore[assignment]
     carrier = Carrier(folder, path)
     if echo:
         copier.start()

@@ -193,17 +193,19 @@ def commit_checkpoint(
     digests: dict[str, tuple[int, str]] | None = None,
     retention: Retention | None = None,
     seconds: Mapping[str, float] | None = None,
+    leisurely: bool = False,
 ) -> None:
     """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
 
     digests  of files that were uploaded: exactly these must be there. Old ones stay until `losscast janitor` runs, as an
              identity that may delete
+    leisurely  training goes on meanwhile: see `checkpoints.commit_checkpoint`
     """
     store, log, p = store_of(folder), run_log(folder), spec.parallel
     entry = checkpoints.commit_checkpoint(
         store, log, attempt=attempt, step=step, spec_digest=spec.digest,
         topology={"world": spec.ranks, "dp": p.dp, "pp": p.pp, "tp": p.tp, "zero": p.zero},
-        digests=digests, expected=digests or (), seconds=seconds,
+        digests=digests, expected=digests or (), seconds=seconds, leisurely=leisurely,
     )  # fmt: skip
     if folder.url is None:
         with contextlib.suppress(OSError):  # committed it is; what stays longer goes after the next one

@@ -1,12 +1,11 @@
 """What is on its way to be a checkpoint while training goes on: which step, since when, and how it ended.
 
 `Committer` is for a run in a folder: its shards lie where they belong, and what is left is to make them durable, hash and
-commit them, and to let old ones go. A thread serves: reading, hashing and fsync all run without the interpreter's lock.
+commit them, and to let old ones go. A thread waits for all of it: fsync runs without the interpreter's lock, and what takes
+CPU, hashing, is done by a process that steps aside (`launcher.storage.beside`).
 What carries shards to another place is in `launcher.training.upload`.
 """
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -73,10 +72,10 @@ class Underway:
 
 
 class Committer(Underway):
-    """Commits in a thread, niced where the system lets a thread be."""
+    """Commits in a thread."""
 
-    def __init__(self, commit: Callable[[int], None]) -> None:
-        """commit: makes a step's files a checkpoint, or raises"""
+    def __init__(self, commit: Callable[[int, bool], None]) -> None:
+        """commit: makes a step's files a checkpoint, or raises; told whether training waits for it"""
         super().__init__()
         self._commit = commit
 
@@ -84,8 +83,8 @@ class Committer(Underway):
         """Have the step committed; all ranks have written it. `at_once`: it is, or failed, when this returns."""
         self._begin(step)
         if at_once:
-            return self._work(step, 0)
-        threading.Thread(target=self._work, args=(step, 10), name="losscast-commit", daemon=True).start()
+            return self._work(step, at_once)
+        threading.Thread(target=self._work, args=(step, at_once), name="losscast-commit", daemon=True).start()
         return None
 
     def close(self) -> None:
@@ -93,14 +92,11 @@ class Committer(Underway):
         with self._changed:
             self._changed.wait_for(lambda: not self.busy, CLOSE_S)
 
-    def _work(self, step: int, nicer: int) -> None:
-        if nicer:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nicer)
+    def _work(self, step: int, at_once: bool) -> None:
         why: str | None = None
         superseded: str | None = None
         try:
-            self._commit(step)
+            self._commit(step, at_once)
         except Superseded as error:
             why = superseded = str(error)
         except Exception as error:  # whatever it is: the next save must not wait for this one for ever

@@ -135,13 +135,13 @@ class Saver:
             committer.raise_if_superseded()
         return True
 
-    def _commit_here(self, step: int) -> None:
+    def _commit_here(self, step: int, at_once: bool) -> None:
         from launcher.training.saving import commit_checkpoint
 
-        took = {"write": self._wrote_s}
         commit_checkpoint(
-            self._folder, self._attempt, step, self._spec, retention=self._retention, seconds=took
-        )
+            self._folder, self._attempt, step, self._spec, retention=self._retention,
+            seconds={"write": self._wrote_s}, leisurely=not at_once,
+        )  # fmt: skip
 
     def _still(self, step: int, carrier: Underway | None) -> bool:
         """Training goes on without this checkpoint, since another is still on its way."""

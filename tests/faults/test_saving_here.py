@@ -1,5 +1,6 @@
 """Saving in a run's own folder while training goes on: a checkpoint that is hashed beside the steps counts when it is whole."""
 
+import hashlib
 import os
 import threading
 import time
@@ -14,9 +15,8 @@ from tests.azurite import free_port
 pytestmark = pytest.mark.faults
 pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
 
-from infra.objects import Store  # noqa: E402
 from launcher.runspec.file import read_spec  # noqa: E402
-from launcher.storage import checkpoints  # noqa: E402
+from launcher.storage import beside, checkpoints  # noqa: E402
 from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
 from launcher.storage.store import FolderStore  # noqa: E402
@@ -78,18 +78,18 @@ class Slow:
     def __init__(self, real: Callable[..., Any]) -> None:
         self.begun, self.go, self._real = threading.Event(), threading.Event(), real
 
-    def __call__(self, store: Store, keys: list[str]) -> Any:
+    def __call__(self, paths: list[str]) -> Any:
         self.begun.set()
         assert self.go.wait(120)
-        return self._real(store, keys)
+        return self._real(paths)
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     """Every checkpoint counts as a large one, and is hashed as slowly as a test wants."""
-    it = Slow(checkpoints._digests)
+    it = Slow(beside.digests)
     monkeypatch.setattr(upload, "AT_ONCE_BYTES", 0)
-    monkeypatch.setattr(checkpoints, "_digests", it)
+    monkeypatch.setattr(beside, "digests", it)
     yield it
     it.go.set()
 
@@ -167,3 +167,21 @@ def test_a_small_checkpoint_is_committed_before_the_next_step(run: tuple[RunFold
         saver = Saver(folder, holding.attempt, spec, 0, 1)
         assert saver.save(Engine(), 5, wait=False)
         assert [e.fields["step"] for e in log.commits()] == [5] and saver.committed() == [5]
+
+
+def test_the_process_that_hashes_says_of_each_file_what_lies_there(tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    for name, content in (("a", data), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "folder").mkdir()
+    asked = [str(tmp_path / name) for name in ("a", "empty", "none", "link", "a/below")]
+    assert beside.digests(asked) == [
+        (3_000_000, hashlib.sha256(data).hexdigest()),
+        (0, hashlib.sha256().hexdigest()),
+        None,
+        None,
+        None,
+    ]
+    with pytest.raises(OSError, match="the process that hashes ended"):
+        beside.digests([str(tmp_path / "folder")])
