@@ -16,6 +16,7 @@ from monitor.judge.line import Expected, Line
 from monitor.judge.order import Order
 from monitor.judge.past import Past
 from monitor.judge.settings import Settings
+from monitor.judge.smoothing import Smoothing
 from monitor.judge.track import Track
 from monitor.verdict import Alert, Cause, Severity, State
 
@@ -125,6 +126,7 @@ class Held:
         self.raw = Track(memory)
         self.gap = Track(memory, follow=True)
         self.val = Track(memory, follow=True)
+        self.smoothing = Smoothing()
         self.main = Cusum()
         self.drift = Drift()
         self.past = Past()
@@ -148,6 +150,7 @@ class Held:
             "version": 1,
             "numbers": {name: _plain(getattr(self, "_" + name)) for name in NUMBERS},
             "tracks": [self.raw.state(), self.gap.state(), self.val.state()],
+            "smoothing": self.smoothing.state(),
             "main": self.main.state(),
             "drift": self.drift.state(),
             "twin": self.twin.state(),
@@ -183,6 +186,7 @@ class Held:
         judge.gap.load(state["tracks"][1])
         if len(state["tracks"]) > 2:
             judge.val.load(state["tracks"][2])
+        judge.smoothing.load(state.get("smoothing", ()))
         judge.main.load(state["main"])
         judge.drift.load(state["drift"])
         judge.twin.load(state["twin"])

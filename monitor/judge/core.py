@@ -22,6 +22,7 @@ from monitor.judge.line import Expected
 from monitor.judge.past import Past
 from monitor.judge.plateau import Plateau
 from monitor.judge.slow import Slow
+from monitor.judge.smoothing import Smoothing
 from monitor.judge.validation import Validation
 from monitor.verdict import Alert, Cause, Sample, Source, State, Verdict
 
@@ -69,6 +70,7 @@ class Judge(Fast, Slow, Validation, Plateau):
             self._tokens = -1.0
             self.past.forget(step)
             self.raw.restart(level, self.past.count)
+        self.smoothing.forget(self.raw.base)
         self.main.clear()
         self._waiting = 0.0
         self._resume_n, self._resume_sum, self._resume_level = 1.0, 0.0, self.raw.base
@@ -78,7 +80,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         """An attempt from a step at or before the first that is remembered: the run as if nothing had come before."""
         for track in (self.raw, self.gap, self.val):
             track.restart()
-        self.past = Past()
+        self.past, self.smoothing = Past(), Smoothing()
         self.drift, self.twin = Drift(), Drift()
         self.main.clear()
         if self.control is not None:
@@ -168,7 +170,8 @@ class Judge(Fast, Slow, Validation, Plateau):
             self._slow(sample, expected, opened, closed)
             self._plateau(sample, expected, opened, closed)
         self._validation(sample, expected, opened, closed)
-        self.past.learn(step, self.raw.base, x, self.evidence.number["lr"])
+        level = self.smoothing.level if self.smoothing.rho else self.raw.base
+        self.past.learn(step, level, x, self.evidence.number["lr"])
         return self._say(opened, closed, expected)
 
     def _non_finite(self, sample: Sample, opened: list[Alert]) -> Verdict:
@@ -210,7 +213,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         if not finite and self._samples + len(self._open) > 0:
             state = "non_finite"
         source: Source
-        sd = self.raw.calm_sd
+        sd = self.smoothing.spread or self.raw.calm_sd
         if expected is not None:
             centre, lower, upper = expected.p50, expected.p05, expected.p95
             source = "control" if self._paired else "prediction"

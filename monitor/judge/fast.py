@@ -19,6 +19,8 @@ YOUNG_SLACK = 3.0
 """Sigmas over the root of the sample count: how far a level learnt from so few may itself be off."""
 GROSS = 5.0
 """A sample so many times further out than any healthy one so far (5 sigmas at least) is called by itself."""
+NEAR = 6.0
+"""Sigmas off its line up to which a young spread may itself be what is wrong."""
 TAIL_KEPT = 1.0 - 1.0 / 20_000
 
 
@@ -29,7 +31,11 @@ class Fast(Held):
         self, sample: Sample, expected: Expected | None, opened: list[Alert], closed: list[Alert]
     ) -> None:
         """Departure within tens of samples: CUSUMs of the run's own residuals, and of what a control leaves."""
-        raw, limits, x, step = self.raw, self.settings, sample.loss, float(sample.step)
+        raw, limits, step = self.raw, self.settings, float(sample.step)
+        x = self.smoothing.undo(sample.loss)
+        if (spread := self.smoothing.learn(sample.loss, not self._off, self._recent < NEAR)) is not None:
+            self._rescale(spread)
+            x = self.smoothing.undone
         z, weight = raw.score(x), raw.weight
         if expected is not None:
             g = (x - expected.p50) / band_sd(expected)
@@ -65,7 +71,7 @@ class Fast(Held):
             self._tail = min(z, 1e3)
         else:
             self._tail *= TAIL_KEPT
-        thrown_back = ready and self._thrown_back(x, step)
+        thrown_back = ready and self._thrown_back(sample.loss, step)
         lost = gross or thrown_back
         quiet = self.main.quiet()
         if not lost:
@@ -73,7 +79,7 @@ class Fast(Held):
             if g is not None:
                 self.gap.learn(g, quiet)
         self._waiting = 0.0 if quiet else self._waiting + 1
-        height = 1.0 + 50.0 / raw.count
+        height = (1.0 + 50.0 / raw.count) * self.smoothing.doubt()
         by_main = ready and self.main.over(limits.warn * height, limits.warn_quick * height)
         control = self.control
         by_control = (
@@ -97,13 +103,26 @@ class Fast(Held):
             self.main.clear()
             self._waiting = 0.0
 
+    def _rescale(self, spread: float) -> None:
+        """The log turned out to be smoothed, or more or less so than was thought: its samples have another spread."""
+        by = spread / self.raw.calm_sd if self.raw.calm_sd > 0 else 1.0
+        self.raw.rescale(by)
+        self.gap.rescale(by)
+        self._tail /= by
+        if by < 1.0 and not self._off:  # the level was learnt from noisier samples than it is to judge
+            self.raw.restart(self.smoothing.level, self.raw.count)
+            self.gap.restart()
+        self.main.clear()
+        self._waiting = 0.0
+
     def _leave(self, sample: Sample, z: float, by_main: bool, opened: list[Alert]) -> None:
         """Off its line: freeze what it is judged by, and start to count."""
         self._off, self._by_control = 1.0, 0.0 if by_main else 1.0
         cusum = self.main if by_main or self.control is None else self.control.cusum
         since = cusum.since if cusum.a > self.settings.warn else cusum.b_since
         self._off_since, self._off_count = since, self._waiting if by_main else 1.0
-        self._evidence, self._peak, self._recent, self._peak_loss = cusum.a, z, z, sample.loss
+        seen = min(z, self.raw.score(sample.loss)) if by_main else z
+        self._evidence, self._peak, self._recent, self._peak_loss = cusum.a, seen, seen, sample.loss
         usual = self._expected_now()
         self._call("LossOffLine", "warning", sample.step, int(since), sample.loss, usual, opened)
 
@@ -115,8 +134,11 @@ class Fast(Held):
         self.main.hold(limits.warn, limits.warn_quick)
         self._off_count += 1
         self._evidence += weight * (max(-2.0, min(1.4, z)) - 0.45)
-        self._peak = max(self._peak, z)
-        self._recent += 0.2 * (z - self._recent)
+        seen = min(
+            z, self.raw.score(sample.loss)
+        )  # as it was logged: what is undone leaps with every step of it
+        self._peak = max(self._peak, seen)
+        self._recent += 0.2 * (seen - self._recent)
         self._peak_loss = max(self._peak_loss, sample.loss)
         if self.main.quiet():
             diverged = "LossDiverged" in self._open
@@ -136,7 +158,9 @@ class Fast(Held):
             and self._evidence >= limits.page_excess * self._off_count
         )
         staying = self._recent >= 0.5 * min(self._peak, 12.0) - 1.0
-        if (long and staying) or (min(z, self._recent) > 6.0 and self._lost_half(sample.loss, float(step))):
+        if (long and staying) or (
+            min(seen, self._recent) > 6.0 and self._lost_half(sample.loss, float(step))
+        ):
             self._diverge(sample, opened)
         elif self._off_count >= 2 * limits.memory and self._evidence < limits.page_excess * self._off_count:
             # neither back nor gone: a small lasting change, which from here on is its level

@@ -145,6 +145,13 @@ class Track:
             self.count = min(self.count, max(count, YOUNG + 1))
             self.s1 = self.s2 = self.base = level
 
+    def rescale(self, by: float) -> None:
+        """The spread is so many times what was learnt, and nothing is known of the correlation."""
+        self.sd *= by
+        self.calm_sd *= by
+        self.product = self.last = 0.0
+        self.weight = 1.0
+
     def _begin(self, y: float) -> None:
         if self.count == 1:
             self.s1 = self.s2 = self.base = y
