@@ -70,6 +70,7 @@ def moved_to(document: Any, to: str | None) -> None:
         cluster = document.data.get("cluster") or {}
         if isinstance(cluster, dict):  # anything else is the spec's own mistake, to be told
             document.data = {**document.data, "cluster": {**cluster, "to": to}}
+            document.given["cluster.to"] = f"--to {to}"
 
 
 def manifests(spec: Any) -> int:

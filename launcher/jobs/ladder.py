@@ -18,25 +18,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.errors import WrongInput
 from launcher.runspec.accounting import parameter_count
 from launcher.runspec.document import Complaint, Document, read_document
-from launcher.runspec.model import NAME, RunSpec
-from launcher.runspec.wording import word
+from launcher.runspec.keys import NAME, Positive, Rate
+from launcher.runspec.model import RunSpec
+from launcher.runspec.wording import shown, value_error, word
 
 
 class Ladder(BaseModel):
     """A ladder file, checked but not yet expanded."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Annotated[str, Field(pattern=NAME)]
-    tokens_per_param: Annotated[float, Field(gt=0)] | None = None
-    at_once: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_param: Rate | None = None
+    at_once: Positive | None = None
     base: dict[str, Any]
-    rungs: Annotated[list[dict[str, Any]], Field(min_length=1), BeforeValidator(lambda v: v)]
+    rungs: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +76,11 @@ def specs_of(ladder: Ladder, document: Document | None = None) -> list[RunSpec]:
     names = [s.name for s in specs]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
+        if document is not None:
+            said = "two rungs would be called {}. Give each a `name` of its own."
+            raise document.refuse(
+                [Complaint(("rungs", i), said.format(n)) for i, n in enumerate(names) if n in twice]
+            )
         raise WrongInput(f"rungs: {', '.join(twice)}: two rungs of that name. Give each a `name`.")
     where = sorted({s.cluster.to for s in specs})
     if len(where) > 1:
@@ -143,7 +149,15 @@ def _said(error: Any) -> str:
         return f"unknown key. {f'Did you mean {near[0]}?' if near else f'A ladder has {keys}.'}"
     if error["type"] == "missing":
         return f"is missing. A ladder has {keys}."
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"[:300]
+    change = "a mapping of what the rung changes, such as `{workload: {width: 16}}`"
+    if error["type"] == "list_type":
+        return f"need a list of rungs, each {change}; got {shown(error['input'])}."
+    if error["type"] == "too_short":
+        return f"is empty, and a ladder has at least one rung: {change}."
+    if error["type"] in ("dict_type", "model_type"):
+        needs = "what all rungs share, such as workload:, data: and train:" if key == "base" else change
+        return f"need {needs if error['loc'] else 'keys such as name:, base: and rungs:'}; got {shown(error['input'])}."
+    return value_error(error["type"], error["input"], error.get("ctx", {}), key, error["msg"])
 
 
 def read_file(path: str) -> tuple[Ladder, list[RunSpec]]:

@@ -54,6 +54,8 @@ class Document:
     keys: dict[Loc, tuple[int, int]] = field(default_factory=dict)
     values: dict[Loc, tuple[int, int]] = field(default_factory=dict)
     complaints: list[Complaint] = field(default_factory=list)
+    given: dict[str, str] = field(default_factory=dict)
+    """Dotted path to the option that gave it on the command line, in place of the file."""
 
     def place(self, complaint: Complaint) -> tuple[int, int]:
         """Line and column of a complaint: of its path, or of the nearest ancestor that was written."""
@@ -69,7 +71,9 @@ class Document:
         return self.values.get((), (1, 1))
 
     def render(self, complaint: Complaint) -> str:
-        """`file:line:col path: message`, the line itself, and a caret."""
+        """`file:line:col path: message`, the line itself, and a caret; for what the command line gave, that option."""
+        if complaint.path in self.given:
+            return f"{self.given[complaint.path]}: {complaint.path}: {complaint.message}"
         line, column = self.place(complaint)
         path = f" {complaint.path or repr('')}:" if complaint.loc else ""
         text = self.lines[line - 1] if line <= len(self.lines) else ""

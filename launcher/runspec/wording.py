@@ -125,7 +125,7 @@ def _one(item: Any, loc: Loc, data: Any) -> Complaint:
     if kind == "extra_forbidden":
         return Complaint(loc, _unknown(loc, data), at_key=True)
     if kind == "missing" and isinstance(loc[-1], int):  # a pair that is not one
-        return Complaint(loc[:-1], f"need a list of two numbers; got {_shown(value)}.")
+        return Complaint(loc[:-1], f"need a list of two numbers; got {shown(value)}.")
     if kind == "missing":
         example = EXAMPLES.get(path)
         return Complaint(
@@ -135,7 +135,7 @@ def _one(item: Any, loc: Loc, data: Any) -> Complaint:
     if kind == "union_tag_invalid":
         return Complaint(
             (*loc, "kind"),
-            f"there is no workload {_shown(value.get('kind'))}. Use gpt, or entrypoint: module:function.",
+            f"there is no workload {shown(value.get('kind'))}. Use gpt, or entrypoint: module:function.",
         )
     if value is None:
         what = "has no value" + (f", such as `{EXAMPLES[path]}`" if path in EXAMPLES else "")
@@ -148,25 +148,26 @@ def _one(item: Any, loc: Loc, data: Any) -> Complaint:
             instead = f" To have none, remove {loc[-1]}."
         return Complaint(
             loc,
-            f"needs keys of its own, such as {_some_keys(loc, data)}; got {_shown(value)}.{instead}",
+            f"needs keys of its own, such as {_some_keys(loc, data)}; got {shown(value)}.{instead}",
         )
-    return Complaint(loc, _value_error(kind, value, ctx, path, item["msg"]))
+    return Complaint(loc, value_error(kind, value, ctx, path, item["msg"]))
 
 
-def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
+def value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
+    """What is wrong with one value, by pydantic's name for it."""
     example = EXAMPLES.get(path)
     such = f" Such as `{example}`." if example else ""
     if kind.startswith(("int", "float")) or kind == "less_than_equal":
         if kind == "less_than_equal":
-            return f"need at most {ctx['le']}; got {_shown(value)}."
+            return f"need at most {ctx['le']}; got {shown(value)}."
         need = "a whole number" if kind.startswith("int") else "a number"
-        return f"need {need}; got {_shown(value)}.{_number_hint(value, path) or such}"
+        return f"need {need}; got {shown(value)}.{_number_hint(value, path) or such}"
     if kind == "finite_number":
-        return f"need a finite number; got {_shown(value)}.{such}"
+        return f"need a finite number; got {shown(value)}.{such}"
     if kind == "greater_than_equal":
-        return f"need at least {ctx['ge']:g}; got {_shown(value)}.{such}"
+        return f"need at least {ctx['ge']:g}; got {shown(value)}.{such}"
     if kind == "greater_than":
-        return f"need more than {ctx['gt']:g}; got {_shown(value)}.{such}"
+        return f"need more than {ctx['gt']:g}; got {shown(value)}.{such}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'|(\d+)", ctx["expected"])
         names = [a or b for a, b in choices]
@@ -176,7 +177,7 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
         if value is True and path in SWITCHED_ON:
             close = [SWITCHED_ON[path]]
         meant = f" Did you mean {close[0]}?" if close else ""
-        return f"need {', '.join(names[:-1])} or {names[-1]}; got {_shown(value)}.{meant}"
+        return f"need {', '.join(names[:-1])} or {names[-1]}; got {shown(value)}.{meant}"
     if kind == "bool_type":
         hint = f" Write {'true' if value else 'false'}." if value in (0, 1) else ""
         if isinstance(value, str) and value.lower() in (
@@ -190,10 +191,10 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
             "false",
         ):
             hint = f" Write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes."
-        return f"need true or false; got {_shown(value)}.{hint}"
+        return f"need true or false; got {shown(value)}.{hint}"
     if kind == "string_type":
-        quoted = f' Put it in quotes: "{_shown(value)}".' if isinstance(value, (int, float)) else such
-        return f"need text; got {_shown(value)}.{quoted}"
+        quoted = f' Put it in quotes: "{shown(value)}".' if isinstance(value, (int, float)) else such
+        return f"need text; got {shown(value)}.{quoted}"
     if kind == "string_too_short":
         return f"is empty.{such or ' Write one, or remove the key.'}"
     if kind == "string_pattern_mismatch":
@@ -204,8 +205,8 @@ def _value_error(kind: str, value: Any, ctx: Any, path: str, said: str) -> str:
         "too_long",
         "missing_positional_only_argument",
     ):
-        return f"need a list of two numbers; got {_shown(value)}.{such}"
-    return f"{said}; got {_shown(value)}.{such}"
+        return f"need a list of two numbers; got {shown(value)}.{such}"
+    return f"{said}; got {shown(value)}.{such}"
 
 
 def _pattern(value: str, path: str, such: str) -> str:
@@ -213,32 +214,30 @@ def _pattern(value: str, path: str, such: str) -> str:
         better = re.sub(r"[^a-z0-9-]+", "-", value.lower()).strip("-")[:63]
         instead = f" Such as `{better}`." if better else such
         return (
-            f"{_shown(value)} can't name a run: lower-case letters, digits and hyphens, at most 63, "
+            f"{shown(value)} can't name a run: lower-case letters, digits and hyphens, at most 63, "
             f"not starting with a hyphen.{instead}"
         )
     if path == "workload.entrypoint":
         if re.fullmatch(r"[\w.-]+:\w+", value) and "-" in value:
             return (
-                f"{_shown(value)}: a Python module's name has no hyphen. Rename the file to {_named(value)}."
+                f"{shown(value)}: a Python module's name has no hyphen. Rename the file to {_named(value)}."
             )
-        return f"need module:function, or a script's path such as train.py; got {_shown(value)}.{such}"
+        return f"need module:function, or a script's path such as train.py; got {shown(value)}.{such}"
     if path == "cluster.to":
         if re.fullmatch(r"[\w.-]+:\d+", value):
-            return f"need {EXAMPLES[path]}; got {_shown(value)}. Write http://{value} for a Ray dashboard's address."
+            return f"need {EXAMPLES[path]}; got {shown(value)}. Write http://{value} for a Ray dashboard's address."
         close = difflib.get_close_matches(value.lower(), ["local", "kuberay"], 1, 0.6)
-        return f"need {EXAMPLES[path]}; got {_shown(value)}." + (
-            f" Did you mean {close[0]}?" if close else ""
-        )
+        return f"need {EXAMPLES[path]}; got {shown(value)}." + (f" Did you mean {close[0]}?" if close else "")
     if path == "monitor.url":
-        return f"need an http:// or https:// address; got {_shown(value)}.{such}"
+        return f"need an http:// or https:// address; got {shown(value)}.{such}"
     if path == "monitor.token_env":
         return (
             "need the NAME of an environment variable, never the token itself: letters, digits and underscores. "
             "Such as LOSSCAST_TOKEN."
         )
     if path == "kubernetes.namespace":
-        return f"{_shown(value)} can't name a namespace: lower-case letters, digits and hyphens, at most 63."
-    return f"{_shown(value)} does not fit.{such}"
+        return f"{shown(value)} can't name a namespace: lower-case letters, digits and hyphens, at most 63."
+    return f"{shown(value)} does not fit.{such}"
 
 
 def _unknown(loc: Loc, data: Any) -> str:
@@ -334,7 +333,8 @@ def _fraction_hint(value: float, path: str) -> str:
     return f" The nearest is {round(value)}." if value >= 1 else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it was written, short."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

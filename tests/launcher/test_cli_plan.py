@@ -114,6 +114,11 @@ def test_a_law_of_another_tokenizer_is_refused_at_the_key(
     assert ":16:6 law:" in err
 
 
+def test_what_the_command_line_gave_is_named_by_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "plan", str(EXAMPLES / "gpt-tiny.yaml"), "--to", "slurm")
+    assert status == 2 and "--to slurm: cluster.to: need local" in err and ":1:1" not in err
+
+
 def test_manifests_need_kuberay(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "plan", str(EXAMPLES / "gpt-tiny.yaml"), "-o", "yaml")
     assert status == 2 and out == "" and "only kuberay has manifests" in err

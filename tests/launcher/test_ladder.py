@@ -174,7 +174,11 @@ rungs:
     ("change", "words"),
     [
         ({"own": "at_onc: 3"}, "2:1 at_onc: unknown key. Did you mean at_once?"),
-        ({"own": "at_once: many"}, "2:10 at_once:"),
+        ({"own": "at_once: many"}, "2:10 at_once: need a whole number; got 'many'."),
+        (
+            {"own": 'tokens_per_param: "60"'},
+            "2:19 tokens_per_param: need a number; got '60'. Remove the quotes.",
+        ),
         ({"lr": "-1"}, "6:48 base.train.lr: need more than 0; got -1"),
         ({"key": "wdth"}, "9:17 rungs[1].workload.wdth: is not a key in workload. Did you mean width?"),
     ],
@@ -188,6 +192,36 @@ def test_a_problem_is_told_where_it_was_written(tmp_path: Path, change: dict[str
         read_file(str(path))
     said = str(caught.value)
     assert f"{path}:{words}" in said and "1 problem" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: x\nrungs: [{}]", "2:7 base: need what all rungs share"),
+        ("base: {}\nrungs: 3", "3:8 rungs: need a list of rungs, each a mapping"),
+        ("base: {}\nrungs: []", "3:8 rungs: is empty"),
+        ("base: {}\nrungs: [7]", "3:9 rungs[0]: need a mapping of what the rung changes"),
+    ],
+)
+def test_a_ladder_of_the_wrong_shape_is_told_what_it_needs(tmp_path: Path, text: str, words: str) -> None:
+    from launcher.jobs.ladder import read_file
+
+    path = tmp_path / "ladder.yaml"
+    path.write_text(f"name: l\n{text}\n")
+    with pytest.raises(WrongInput) as caught:
+        read_file(str(path))
+    assert f"{path}:{words}" in str(caught.value)
+
+
+def test_two_rungs_of_one_name_are_both_pointed_at(tmp_path: Path) -> None:
+    from launcher.jobs.ladder import read_file
+
+    path = tmp_path / "ladder.yaml"
+    path.write_text(BROKEN.format(own="at_once: 2", lr="0.01", key="width").replace("12", "8"))
+    with pytest.raises(WrongInput) as caught:
+        read_file(str(path))
+    said = str(caught.value)
+    assert "2 problems" in said and f"{path}:8:5 rungs[0]: two rungs would be called l-w8" in said
 
 
 def test_a_run_given_for_a_ladder_is_said_to_be_one() -> None:
