@@ -20,13 +20,11 @@ from monitor.forecast.fit_chinchilla import bootstrap_plain, fit_plain
 from monitor.forecast.fit_clean import asked_in, asked_out, clean, ends, rates_at_end
 from monitor.forecast.fit_members import Runs, draw, fit_mode
 from monitor.forecast.fit_weights import (
-    DRIFT,
     SIZES,
-    STRETCH,
     choose,
     noise_near,
     sizes_near,
-    stretch,
+    spreads,
 )
 from monitor.forecast.law import PARAMETERS, Law, Member, log_loss
 from monitor.forecast.points import Curves, Points
@@ -40,6 +38,8 @@ HELD = 0.1
 """What small runs are held back by at the largest run, ln loss, from which on the law is called a guess."""
 RISING = 0.3
 """Rank correlation of loss with compute from which on the columns are doubted."""
+DRIFT_PLAIN = 0.125
+"""sd of the true line about a plain fit, as a share of the fall in ln loss that is foretold."""
 FORMS = ("auto", "chinchilla", "frontier", "power", "curve")
 
 
@@ -190,7 +190,7 @@ def _plain(points: Points, shape: dict | None, conventions: dict[str, str], seed
         "chinchilla",
         (Member("chinchilla", 1.0, tuple(map(float, point)), natural[:256]),),
         max(0.002, float(np.sqrt((residual**2).sum() / dof))),
-        STRETCH * DRIFT,
+        DRIFT_PLAIN,
         _runs(points),
         not why,
         why,
@@ -238,7 +238,7 @@ def _mixed(
     noise = noise_near(
         runs, np.sum([w * f.log_loss(runs) for w, f in zip(weights, fits, strict=True)], axis=0), scale
     )
-    wider = stretch(trials, weights, len(runs))
+    wider, drift = spreads(trials, weights, len(runs))
     why = _unknown(
         len(points),
         _spans(points),
@@ -254,7 +254,7 @@ def _mixed(
         form,
         members,
         noise,
-        wider * DRIFT,
+        drift,
         _runs(points),
         not why,
         why,

@@ -25,15 +25,18 @@ JOINS, FLOOR_JOINED, POWER_JOINED = 0.8, 0.0003, 3.0
 follow it. Forms then count by finer differences."""
 MANY, FLOOR_FEW = 8, 0.03
 """Below so many runs, errors inside are mostly the runs' own noise, and forms count nearly the same."""
-DRIFT = 0.25
+DRIFT = 0.5
 """sd of the true line about the law, as a share of the fall in ln loss that is foretold, before it is stretched."""
 SIZES = 3
 """Sizes near the frontier from which on the runs tell how the loss hangs on size."""
-STRETCH, STRETCH_FEW = 0.4, 0.6
-"""What the forms' uncertainty and the drift are multiplied by before anything is known; the latter below MANY runs."""
+STRETCH, STRETCH_FEW = 0.2, 0.3
+"""What the forms' uncertainty and the drift are multiplied by before anything is known; the latter below MANY runs. Far out the
+error is a share of the fall, whatever a fit says of itself."""
+BARE = 5
+"""Runs below which the forms' uncertainty is that of their priors, and is left as it is."""
 STRETCH_MOST = 3.0
 """And by at most: errors inside that are larger still say that the forms are wrong, not by how much."""
-PRIOR_CUTS = 2.0
+PRIOR_CUTS = 3.0
 """How many cuts STRETCH is worth."""
 
 
@@ -131,8 +134,14 @@ def noise_near(runs: Runs, fitted: FloatArray, scale: float) -> float:
     return max(scale, math.sqrt(float(np.sum(rest**2)) / max(rest.size - 5, rest.size / 2)))
 
 
+def spreads(trials: Sequence[Trial], weights: FloatArray, count: int) -> tuple[float, float]:
+    """What the forms' joint uncertainty is to be multiplied by, and the drift as a share of the fall. `count` runs."""
+    wider = stretch(trials, weights, count)
+    return (1.0 if count < BARE else wider), wider * DRIFT
+
+
 def stretch(trials: Sequence[Trial], weights: FloatArray, count: int) -> float:
-    """What the forms' joint uncertainty and the drift are to be multiplied by, from what they were worth at the cuts. `count` runs."""
+    """What uncertainty and drift are to be multiplied by, from what they were worth at the cuts."""
     prior, cuts = STRETCH if count >= MANY else STRETCH_FEW, len(trials[0].cuts)
     ratios = 0.0
     for k in range(cuts):
