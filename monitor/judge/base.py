@@ -53,7 +53,7 @@ NUMBERS = (
     "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
     "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
     "resume_level", "resume_slack", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
-    "gaps", "newer", "older", "oldest", "rough", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every",
+    "gaps", "newer", "older", "oldest", "rough", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every", "low",
 )  # fmt: skip
 
 
@@ -104,6 +104,7 @@ class Held:
     _val_step: float
     _val_apart: float
     _flat: float
+    _low: float
     _every: float
     """Steps from the last sample but one to the last: what is seen at a step may have begun as many before it."""
 

@@ -19,6 +19,8 @@ YOUNG_SLACK = 3.0
 """Sigmas over the root of the sample count: how far a level learnt from so few may itself be off."""
 GROSS = 5.0
 """A sample so many times further out than any healthy one so far (5 sigmas at least) is called by itself."""
+FALLEN, FALLEN_FOR = 3.0, 25.0
+"""Sigmas below its level, and how many more of them in sum, from which a loss has fallen at once."""
 NEAR = 6.0
 """Sigmas off its line up to which a young spread may itself be what is wrong."""
 TAIL_KEPT = 1.0 - 1.0 / 20_000
@@ -55,8 +57,12 @@ class Fast(Held):
             self.main.add(z - YOUNG_SLACK / math.sqrt(raw.count), weight, step)
             if self.evidence.warming_again() and not self._off:
                 self.main.a = 0.0  # a rise that the schedule explains; only a jump is news
-                if z < 4.0:
-                    self.main.b = 0.0
+                had = self.past.level_at_rate(self.evidence.number["lr"]) if z >= 4.0 else None
+                if z < 4.0 or (had is not None and sample.loss < had + 3.0 * raw.calm_sd):
+                    self.main.b = 0.0  # the run had this loss at this rate before
+                    if z >= 4.0:
+                        raw.restart()
+        self._far_below(raw.score(x))
         if self._off:
             if self._by_control:
                 if not (ready and self.main.over(limits.warn, limits.warn_quick)):
@@ -102,6 +108,16 @@ class Fast(Held):
             self.gap.promote()
             self.main.clear()
             self._waiting = 0.0
+
+    def _far_below(self, z: float) -> None:
+        """A loss that fell at once and stays there (another epoch, a rate cut, a skill learnt): its level begins anew, since
+        one that follows falls on for a while after the fall has ended."""
+        low = self._low + min(-z, 2.0 * FALLEN) - FALLEN
+        self._low = low if low > 0.0 else 0.0
+        if low > FALLEN_FOR and self.raw.count > 2 * FALLEN_FOR and not self._off:
+            self.raw.restart()
+            self.main.clear()
+            self._low = self._waiting = 0.0
 
     def _rescale(self, spread: float) -> None:
         """The log turned out to be smoothed, or more or less so than was thought: its samples have another spread."""

@@ -75,6 +75,13 @@ class Past:
         rate = self.rates[i - 1] if i else math.nan
         return rate if rate == rate else math.inf
 
+    def level_at_rate(self, rate: float) -> float | None:
+        """The newest level that was had at so high a learning rate; None where there was none."""
+        for level, lr in zip(reversed(self.levels), reversed(self.rates), strict=True):
+            if lr >= 0.95 * rate:
+                return level
+        return None
+
     def forget(self, step: float) -> None:
         """Points after this step are superseded."""
         i = bisect_left(self.steps, step + 0.5)

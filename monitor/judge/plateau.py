@@ -51,7 +51,10 @@ class Plateau(Held):
             return
         remembered = min(2.0 * self.settings.memory, past.count / 4.0) * max(self.raw.weight, 0.05)
         noise = self.raw.calm_sd * math.sqrt(2.0 / max(1.0, remembered))
-        before, since = then - later, later - self.raw.base
+        # a fall that came at once, in one half of the stretch, promises no more of its kind
+        middle = past.at(self._first_step + first * (way / first) ** (PART / 2.0))
+        even = then - later if middle is None else 2.0 * min(then - middle, middle - later)
+        before, since = min(then - later, even), later - self.raw.base
         should = before * (1.0 - PART) / PART
         if before <= CLEAR * noise or self._explained(earlier, early, before, expected):
             self._flat = 0.0
