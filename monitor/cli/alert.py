@@ -124,10 +124,9 @@ def test(args: argparse.Namespace) -> int:
 
 def say(args: argparse.Namespace) -> int:
     """Tell a live monitor what a person has decided about a run."""
-    import os
     import sys
 
-    from monitor.cli.watch import URL, asker
+    from monitor.cli.watch import asking
     from monitor.errors import WrongInput
     from monitor.schema import is_run_id
     from monitor.service.attention import duration
@@ -136,8 +135,7 @@ def say(args: argparse.Namespace) -> int:
         raise WrongInput(
             f"{args.run!r} is no run's name: small letters, digits and hyphens, as in run.yaml's `name`"
         )
-    url = (args.url or os.environ.get("LOSSCAST_URL") or URL).rstrip("/")
-    ask = asker(url, os.environ.get(args.token_env, ""), args.token_env)
+    ask = asking(args)
     of = f"/v1/runs/{args.run}"
     for_s = duration(args.how_long) if args.part in ("snooze", "mute") else None
     if args.part == "unmute" or (args.part == "ack" and args.back):

@@ -68,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     url = (args.url or os.environ.get("LOSSCAST_URL") or "http://127.0.0.1:8700").rstrip("/")
     if not args.dry_run:
+        from monitor.cli.watch import token
         from monitor.sending import send
 
         said |= send(
-            url, os.environ.get(args.token_env, ""), name, found.samples, prediction=prediction, ended=not args.running,
+            url, token(args.token_env), name, found.samples, prediction=prediction, ended=not args.running,
             target_loss=args.target_loss, team=args.team,
         )  # fmt: skip
     if args.json:

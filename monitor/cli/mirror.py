@@ -1,7 +1,6 @@
 """`losscast mirror RUN --to wandb|mlflow|tensorboard`: a run of a monitor, on the screen people are used to."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def register(commands: Any) -> None:
 def mirror(args: argparse.Namespace) -> int:
     """Find the run before anything is made where it is told to."""
     from monitor import mirroring
-    from monitor.cli.watch import asker
+    from monitor.cli.watch import asking
     from monitor.errors import WrongInput
     from monitor.schema import is_run_id
 
@@ -52,8 +51,7 @@ def mirror(args: argparse.Namespace) -> int:
         )
     if not args.every > 0:
         raise WrongInput(f"--every {args.every:g}: must be more than 0 seconds")
-    url = (args.url or os.environ.get("LOSSCAST_URL") or URL).rstrip("/")
-    ask = asker(url, os.environ.get(args.token_env, ""), args.token_env)
+    ask = asking(args)
     ask(f"/v1/runs/{args.run}")
     if args.to == "wandb":
         sink: mirroring.Sink = mirroring.Wandb(args.run, args.place or "losscast")

@@ -18,6 +18,16 @@ def register(commands: Any) -> None:
         "or Ctrl-C. With RUN and --once the exit status is 3 while an alert that is no information stands.",
     )
     p.add_argument("run", nargs="?", metavar="RUN", help="a run's name; without it, all of them")
+    where(p)
+    p.add_argument("--once", action="store_true", help="print one frame and leave")
+    p.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="between two frames (default %(default)s)"
+    )
+    p.set_defaults(func=watch)
+
+
+def where(p: argparse.ArgumentParser) -> None:
+    """The flags that say which monitor is asked, and with what."""
     p.add_argument("--url", help=f"the monitor (default $LOSSCAST_URL, or {URL})")
     p.add_argument(
         "--token-env",
@@ -25,11 +35,24 @@ def register(commands: Any) -> None:
         metavar="NAME",
         help="variable that holds a token (default %(default)s)",
     )
-    p.add_argument("--once", action="store_true", help="print one frame and leave")
-    p.add_argument(
-        "--every", type=float, default=2.0, metavar="SECONDS", help="between two frames (default %(default)s)"
-    )
-    p.set_defaults(func=watch)
+
+
+def asking(args: argparse.Namespace) -> Callable[..., Any]:
+    """An `asker` of the monitor that the flags name."""
+    url = (args.url or os.environ.get("LOSSCAST_URL") or URL).rstrip("/")
+    return asker(url, token(args.token_env), args.token_env)
+
+
+def token(variable: str) -> str:
+    """The token in the variable; "" when it is not set. Raises WrongInput, which does not repeat what may be a token."""
+    from monitor.errors import WrongInput
+
+    if variable.startswith("lct_") or not variable.isidentifier():
+        raise WrongInput(
+            "--token-env: need the name of a variable, not a token, which others could read in the list of processes: "
+            "export LOSSCAST_TOKEN=... and leave the flag out"
+        )
+    return os.environ.get(variable, "")
 
 
 def watch(args: argparse.Namespace) -> int:
@@ -45,8 +68,7 @@ def watch(args: argparse.Namespace) -> int:
         )
     if not args.every > 0:
         raise WrongInput(f"--every {args.every:g}: must be more than 0 seconds")
-    url = (args.url or os.environ.get("LOSSCAST_URL") or URL).rstrip("/")
-    ask = asker(url, os.environ.get(args.token_env, ""), args.token_env)
+    ask = asking(args)
     size = shutil.get_terminal_size((80, 24))
     if args.once:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -41,13 +41,16 @@ def runs_frame(
 ) -> list[str]:
     """Every run, the most urgent first."""
     moment = time.time() if now is None else now
-    ordered = sorted(runs, key=lambda r: (urgency(r), -(r.get("last_time") or 0), str(r.get("run"))))
+    ordered = sorted(runs, key=order)
     wrong = sum(urgency(r) < 2 for r in runs)
     running = sum(r.get("phase") == "running" for r in runs)
     summary: list[Cell] = [
         ("losscast  ", "bold"),
         (f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {running} running, ", ""),
-        (f"{wrong} off their line" if wrong else "none off its line", "red" if wrong else "green"),
+        (
+            f"{wrong} off {'its' if wrong == 1 else 'their'} line or worse" if wrong else "none off its line",
+            "red" if wrong else "green",
+        ),
         (time.strftime("  %H:%M:%S", time.localtime(moment)), "dim"),
     ]
     name_width = max(10, width - 66)
@@ -96,7 +99,8 @@ def run_frame(
     if (run.get("attempt") or 1) > 1:
         title.append((f"  attempt {run['attempt']}", "dim"))
     if last is not None:
-        title.append((f"  last step {duration(max(0.0, moment - last))} ago", "dim"))
+        heard = "last step" if run.get("step") is not None else "last heard"
+        title.append((f"  {heard} {duration(max(0.0, moment - last))} ago", "dim"))
     lines = [paint(title, width, color), paint([("  ".join(_figures(run, width)), "")], width, color)]
     tail: list[list[Cell]] = [[(line, "")] for line in _counsel(run.get("advice") or {}, width)]
     alerts = sorted(
@@ -152,6 +156,11 @@ def _alert(alert: dict[str, Any]) -> list[Cell]:
 def open_alerts(run: dict[str, Any]) -> list[str]:
     """Severities of the alerts that stand."""
     return [a.get("severity", "") for a in run.get("alerts") or [] if a.get("resolved_step") is None]
+
+
+def order(run: dict[str, Any]) -> tuple[Any, ...]:
+    """For sorting, the most urgent first. A loss gone wrong before a run that stands still: after an outage many do."""
+    return urgency(run), run.get("state") == "stalled", -(run.get("last_time") or 0), str(run.get("run"))
 
 
 def urgency(run: dict[str, Any]) -> int:

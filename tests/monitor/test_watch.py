@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ import uvicorn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from monitor.cli import runs as listing
 from monitor.cli.watch import register, watch
 from monitor.errors import Failed, WrongInput
 from monitor.web.braille import fit, plot, width_of
@@ -176,3 +178,38 @@ def test_what_is_wrong_is_said_with_what_to_do(url: str, monkeypatch: pytest.Mon
         run("--url", f"http://127.0.0.1:{port}", "--once")
     with pytest.raises(WrongInput, match="--once"):
         run("--url", url)
+
+
+def test_the_list_of_runs_goes_to_a_person_or_to_a_program(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOSSCAST_TOKEN", page_stub.TOKEN)
+    parser = argparse.ArgumentParser()
+    listing.register(parser.add_subparsers())
+
+    def say(*words: str) -> str:
+        assert listing.runs(parser.parse_args(["runs", "--url", url, *words])) == 0
+        return capsys.readouterr().out
+
+    assert all(name in say() for name in RUNS)
+    found = json.loads(say("--json"))["runs"]
+    assert {r["run"] for r in found} == set(RUNS) and found[0]["state"] in ("diverged", "non_finite")
+    assert [r["run"] for r in json.loads(say("--json", "--find", "LADDER"))["runs"]] == ["gpt-28k-ladder"]
+    assert {r["state"] for r in json.loads(say("--json", "--alerts"))["runs"]}.isdisjoint({"healthy"})
+    assert say("--find", "nothing-of-the-sort") == ""
+
+
+@pytest.mark.parametrize("given", ["lct_abcdefgh", "lct_abc-def", "a b", ""])
+def test_a_token_given_where_a_variable_belongs_is_not_repeated(given: str) -> None:
+    with pytest.raises(WrongInput, match="name of a variable") as said:
+        run("--token-env", given, "--once")
+    assert "abc" not in str(said.value)
+
+
+def test_after_an_outage_a_lost_loss_stands_before_the_runs_that_stand_still() -> None:
+    still = [
+        {**details()[0], "run": f"still-{k}", "state": "stalled", "phase": "running", "last_time": 2e9}
+        for k in range(30)
+    ]
+    lost = {**details()[0], "run": "lost", "state": "non_finite", "phase": "running", "last_time": 1e9}
+    assert " lost " in runs_frame([*still, lost])[3]

@@ -37,7 +37,7 @@ export async function open(host, context) {
     return [...known.values()].filter((r) =>
       (show === "all" || (show === "alerts" ? urgency(r) < 2 : r.phase === show))
       && words.every((w) => `${r.run} ${r.team ?? ""}`.toLowerCase().includes(w)))
-      .sort((a, b) => urgency(a) - urgency(b) || (b.last_time ?? 0) - (a.last_time ?? 0) || (a.run < b.run ? -1 : 1));
+      .sort((a, b) => urgency(a) - urgency(b) || (a.state === "stalled") - (b.state === "stalled") || (b.last_time ?? 0) - (a.last_time ?? 0) || (a.run < b.run ? -1 : 1));
   }
 
   function draw() {
