@@ -26,6 +26,11 @@ EVENTS = frozenset(
     {"run_started", "sample", "checkpoint", "restart", "heartbeat", "announce", "goodput", "run_ended"}
 )
 
+CAUSES = frozenset(
+    {"killed", "raised", "hung", "host_lost", "preempted", "resized", "rollback", "lease_lost"}
+)
+"""Causes of a restart that are counted by name; any other is counted as `other`, and told on the page as it was said."""
+
 SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -19,7 +19,7 @@ from monitor.mirroring import TensorBoard, values_of
 from monitor.schema import is_run_id
 from monitor.store.columns import Damaged, unpack
 from monitor.store.facts import AttemptFacts, RunFacts, from_bytes, seal
-from monitor.store.ingest import note_event, note_samples
+from monitor.store.noting import note_event, note_samples
 from monitor.store.reading import FIELDS, rows, samples
 from monitor.store.store import FILE, Store
 from monitor.store.tables import OF_A_RUN, TABLES, ChunkRow, EventRow, ledger_row, run_row
@@ -37,6 +37,7 @@ def backup(folder: Path, target: Path) -> int:
     partial = target.with_name(target.name + ".partial")
     try:
         partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)  # as the store itself: nobody else's to read
         copy = sqlite3.connect(partial)
         store.reader().backup(copy, pages=1000, sleep=0.0)
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it

@@ -261,3 +261,10 @@ class TestMonitored(Monitored.TestCase):  # type: ignore[name-defined]
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+def test_no_word_that_a_sender_typed_becomes_a_label(ingest: Ingest) -> None:
+    typed: list[Any] = ["killed", "host-17 <b>", "rank 3", None, 7, ["killed"], "preempted", "x" * 500]
+    for k, cause in enumerate(typed):
+        send(ingest, schema.encode_event(schema.event("restart", "a", 1, time=float(k), cause=cause)))
+    assert ingest.runs["a"].restarts == {"killed": 1, "other": 6, "preempted": 1}

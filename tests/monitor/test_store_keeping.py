@@ -27,6 +27,7 @@ def test_a_backup_beside_a_live_service_opens_to_the_same_verdicts(tmp_path: Pat
         opened.send(*events[start : start + 200])
     want = told(opened)
     assert backup(tmp_path / "store", tmp_path / "copy.db") > 10_000
+    assert (tmp_path / "copy.db").stat().st_mode & 0o077 == 0
     opened.close()
     with pytest.raises(WrongInput, match="exists"):
         backup(tmp_path / "store", tmp_path / "copy.db")
