@@ -1,9 +1,10 @@
 """Sizes and sha256 of files, by a process of its own that takes what CPU training leaves over.
 
 A thread of the process that trains would take turns with it for one interpreter and one address space, whatever its
-priority; and threads side by side get a share of the cores together that their niceness alone does not give away. So one
-process hashes, one file after the other, at the lowest priority there is: on a machine whose every core trains it gets
-some 1.5% of one.
+priority; and threads side by side, one for each file, take a share of every core that their niceness alone does not give
+back. So one process hashes, one file after the other, niced: where a core is free it uses that one, where every core trains
+it gets a tenth of one. The nicest of all would get a hundredth, and on a crowded machine a checkpoint of 256 MiB would wait for
+minutes to count.
 
     python beside.py      a JSON list of paths on stdin; a JSON list of [bytes, sha256] on stdout, null for one that is gone
 
@@ -18,7 +19,7 @@ import subprocess
 import sys
 
 CHUNK_BYTES = 1 << 20
-NICEST = 19
+NICE = 10
 
 
 def digests(paths: list[str]) -> list[tuple[int, str] | None]:
@@ -62,7 +63,7 @@ def _digest(path: str, buffer: bytearray) -> tuple[int, str] | None:
 
 
 def main() -> None:
-    os.nice(NICEST)
+    os.nice(NICE)
     buffer = bytearray(CHUNK_BYTES)
     json.dump([_digest(path, buffer) for path in json.load(sys.stdin)], sys.stdout)
 
