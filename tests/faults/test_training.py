@@ -1,6 +1,6 @@
 """A training run that is broken in every way a process can break goes on, and ends where it would have ended anyway.
 
-LOSSCAST_FAULTS=long kills more often; LOSSCAST_SEED=N replays one order of kills.
+LOSSCAST_FAULTS=long kills fifty times, LOSSCAST_KILLS=N as often as that; LOSSCAST_SEED=N replays one order of kills.
 """
 
 import os
@@ -20,7 +20,7 @@ from launcher.training.saving import run_log  # noqa: E402
 from tests.faults.training import Run, cluster, parent, spec_of, start  # noqa: E402
 
 LONG = os.environ.get("LOSSCAST_FAULTS") == "long"
-KILLS = 50 if LONG else 2
+KILLS = int(os.environ.get("LOSSCAST_KILLS", "50" if LONG else "2"))
 SEED = int(os.environ.get("LOSSCAST_SEED", "0"))
 
 
@@ -47,7 +47,8 @@ def test_a_run_whose_workers_are_killed_ends_with_the_undisturbed_runs_loss(
     home: Path, head: local_ray.Head, calm: Run
 ) -> None:
     dice = random.Random(SEED)
-    run = start(spec_of(home, "killed", steps=200 + 200 * KILLS), head)
+    patient = f"policy: {{max_restarts: {KILLS}}}"
+    run = start(spec_of(home, "killed", steps=200 + 200 * KILLS, more=patient), head)
     for kill in range(KILLS):
         run.reached(50 + 200 * kill, attempt=1 + kill)
         # the process that trains, or the actor that owns it: by turns, of either rank
