@@ -16,6 +16,7 @@ Protocol
               90% band that so few runs leave (Student's t), the target their median. parameter_golf has three or four runs a recipe, too few for
               a spread: theirs is that of the other recipes at the same share of the run. advice.KEEPS and core.NEWEST
               were set once for all groups of speedrun_val; nothing was set on parameter_golf.
+  made up     healthy runs of known noise and shape, and faults in running means; see `judge_made_up`.
   cost        processor time of the whole of observe().
 
 Prints one table; `--json` for a document. Random draws have fixed seeds.
@@ -39,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from judge_advice import advice, drift_beside_control, recipes
 from judge_drift import beside_controls, by_validations
+from judge_made_up import false_alarms, smoothed_delays
 from judge_peers import rules
 
 from monitor.forecast.points import read_curves
@@ -295,7 +297,7 @@ def main() -> int:
     parser.add_argument("--surrogate-steps", type=int, default=1_000_000)
     parser.add_argument(
         "--only",
-        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, drift bound, blowup, advice, cost",
+        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, drift bound, blowup, advice, made up, cost",
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -333,6 +335,7 @@ def main() -> int:
             by_validations(recipes(read_samples(data / "speedrun_val.csv"))),
         ],
         "advice": lambda: advice(data),
+        "made up": lambda: [*false_alarms(), *smoothed_delays()],
         "cost": lambda: cost(single["23"]),
     }
     answer = {}
