@@ -24,7 +24,7 @@ from monitor.forecast import fit_weights
 from monitor.forecast.fit import fit
 from monitor.forecast.fit_clean import clean
 from monitor.forecast.fit_members import Runs
-from monitor.forecast.fit_weights import Trial, choose
+from monitor.forecast.fit_weights import Trial, choose, sizes_near
 from monitor.forecast.law import Law
 from monitor.forecast.table import FloatArray
 
@@ -36,13 +36,14 @@ Width = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Fit:
-    """One window's law, what decides its stretch, and its targets' (params, tokens, flops, loss)."""
+    """One window's law, what decides its stretch, its targets' (params, tokens, flops, loss), and how many sizes."""
 
     family: str
     law: Law
     trials: list[Trial]
     weights: FloatArray
     targets: FloatArray
+    sizes: int
 
 
 def fits() -> Iterator[Fit]:
@@ -55,7 +56,7 @@ def fits() -> Iterator[Fit]:
             runs = Runs.of(clean(points.keep(small)))
             _, trials, weights = choose(runs, "auto", True)
             aim = np.array([points.params, points.tokens, points.flops, points.loss])[:, targets]
-            yield Fit(family(name), fit(points.keep(small)), trials, weights, aim)
+            yield Fit(family(name), fit(points.keep(small)), trials, weights, aim, sizes_near(runs))
         print(f"  {name}", file=sys.stderr, flush=True)
 
 
@@ -63,7 +64,7 @@ def judged(some: Fit, width: Width) -> Iterator[tuple[float, float]]:
     """Of each target: its error over the interval's arm on that side, and the interval's width, ln loss."""
     fit_weights.STRETCH, fit_weights.DRIFT, fit_weights.PRIOR_CUTS = width
     fit_weights.STRETCH_FEW = 1.5 * width[0]
-    wider, drift = fit_weights.spreads(some.trials, some.weights, len(some.law.runs["run"]))
+    wider, drift = fit_weights.spreads(some.trials, some.weights, len(some.law.runs["run"]), some.sizes)
     law = replace(some.law, stretch=wider, drift=drift)
     for params, tokens, flops, loss in some.targets.T:
         q = law.predict(params, tokens, flops)

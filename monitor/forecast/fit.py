@@ -238,7 +238,7 @@ def _mixed(
     noise = noise_near(
         runs, np.sum([w * f.log_loss(runs) for w, f in zip(weights, fits, strict=True)], axis=0), scale
     )
-    wider, drift = spreads(trials, weights, len(runs))
+    wider, drift = spreads(trials, weights, len(runs), sizes)
     why = _unknown(
         len(points),
         _spans(points),

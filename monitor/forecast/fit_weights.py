@@ -33,7 +33,7 @@ STRETCH, STRETCH_FEW = 0.2, 0.3
 """What the forms' uncertainty and the drift are multiplied by before anything is known; the latter below MANY runs. Far out the
 error is a share of the fall, whatever a fit says of itself."""
 BARE = 5
-"""Runs below which the forms' uncertainty is that of their priors, and is left as it is."""
+"""Runs below which the forms' uncertainty is that of their priors, and is left as it is; so it is with runs of one size."""
 STRETCH_MOST = 3.0
 """And by at most: errors inside that are larger still say that the forms are wrong, not by how much."""
 PRIOR_CUTS = 3.0
@@ -134,10 +134,10 @@ def noise_near(runs: Runs, fitted: FloatArray, scale: float) -> float:
     return max(scale, math.sqrt(float(np.sum(rest**2)) / max(rest.size - 5, rest.size / 2)))
 
 
-def spreads(trials: Sequence[Trial], weights: FloatArray, count: int) -> tuple[float, float]:
-    """What the forms' joint uncertainty is to be multiplied by, and the drift as a share of the fall. `count` runs."""
+def spreads(trials: Sequence[Trial], weights: FloatArray, count: int, sizes: int) -> tuple[float, float]:
+    """What the forms' joint uncertainty is to be multiplied by, and the drift as a share of the fall, from `count` runs of `sizes`."""
     wider = stretch(trials, weights, count)
-    return (1.0 if count < BARE else wider), wider * DRIFT
+    return (1.0 if count < BARE or sizes == 1 else wider), wider * DRIFT
 
 
 def stretch(trials: Sequence[Trial], weights: FloatArray, count: int) -> float:

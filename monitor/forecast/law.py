@@ -188,6 +188,22 @@ class Law:
         largest = self.range().get("flops", [flops, flops])[1]
         return max(0.0, math.log10(flops / largest))
 
+    def stretch_at(self, params: float | None, tokens: float | None) -> float:
+        """`stretch`, but no less than 1 for a run at half or twice the tokens per parameter of any fitted run.
+
+        A stretch below 1 is what the runs showed along their own line; of what lies off it the draws are all that is known.
+        """
+        known = [
+            math.log(d / n)
+            for n, d in zip(self.runs["params"], self.runs["tokens"], strict=True)
+            if n is not None and d is not None
+        ]
+        if params is None or tokens is None or not known or self.stretch >= 1:
+            return self.stretch
+        ratio = math.log(tokens / params)
+        off = max(min(known) - ratio, ratio - max(known), 0.0)
+        return self.stretch + (1 - self.stretch) * min(off / math.log(2), 1.0)
+
     def log_draws(
         self, params: float | None, tokens: float | None, flops: float | None = None
     ) -> tuple[FloatArray, FloatArray, float]:
@@ -199,7 +215,7 @@ class Law:
         weights = [np.full(len(v), m.weight / len(v)) for m, v in zip(self.members, values, strict=True)]
         every, mass = np.concatenate(values), np.concatenate(weights)
         middle = float(mass @ every) / float(mass.sum())
-        every = middle + self.stretch * (every - middle)
+        every = middle + self.stretch_at(params, tokens) * (every - middle)
         beyond = self.decades_beyond(flops)
         fall = max(math.log(min(self.runs["loss"])) - middle, LEAST * beyond) if beyond else 0.0
         return every, mass, math.hypot(self.noise_sd, self.drift * fall)

@@ -127,6 +127,18 @@ def test_intervals_hold_new_runs_inside_the_range_as_often_as_they_say() -> None
     assert 0.8 <= np.mean(held) <= 0.98
 
 
+def test_a_ladder_of_one_ratio_is_humble_about_another() -> None:
+    rng = np.random.default_rng(0)
+    n = np.geomspace(1e7, 1e9, 10)
+    loss = (1.7 + 400 / n**0.34 + 1500 / (20 * n) ** 0.36) * np.exp(0.003 * rng.standard_normal(10))
+    law = fit(Points(tuple(map(str, range(10))), n, 20 * n, loss, 120 * n**2), effort=60)
+    own = law.predict(1e8, 2e9)
+    for ratio in (5.0, 40.0, 100.0):
+        q = law.predict(1e8, ratio * 1e8)
+        assert q.p05 < 1.7 + 400 / 1e8**0.34 + 1500 / (ratio * 1e8) ** 0.36 < q.p95
+        assert math.log(q.p95 / q.p05) > 1.5 * math.log(own.p95 / own.p05)
+
+
 def test_runs_almost_alike_make_no_absurd_interval() -> None:
     rng = np.random.default_rng(0)
     flops = np.repeat([1e3, 1.4e3, 2e3, 2.9e3], 12) * np.exp(0.01 * rng.standard_normal(48))
