@@ -41,7 +41,7 @@ LOOK = 25
 
 
 class Smoothing:
-    """Constant memory: sixteen numbers."""
+    """Constant memory: seventeen numbers."""
 
     SAVED = (
         "count",
@@ -60,6 +60,7 @@ class Smoothing:
         "before2",
         "rho",
         "held",
+        "began_steep",
     )
     __slots__ = SAVED
 
@@ -67,7 +68,7 @@ class Smoothing:
         self.count = self.mean = self.one = self.two = 0.0
         self.slope = self.size = self.s1 = self.s2 = self.square = self.cross = self.last = self.seen = 0.0
         self.before = self.before2 = 0.0
-        self.rho = 0.0
+        self.rho = self.began_steep = 0.0
         self.held = 0.0
         """How many of the two samples before are those right before: fewer after a gap or a restart."""
 
@@ -115,9 +116,11 @@ class Smoothing:
         self.slope = slope = self.slope + quick * (step - self.slope)
         self.size = usual = self.size + quick * (size - self.size)
         steep = not (slope if slope >= 0.0 else -slope) < TREND * usual
+        if count >= YOUNG and slope < -0.5 * usual:
+            self.began_steep = 1.0
         if steep and count >= SHORT:
             if count == SHORT:
-                self.count = 0.0  # begin where it is no longer steep
+                self.count = self.began_steep = 0.0  # begin where it is no longer steep
             return None
         self.count = count
         one, two = step - self.mean, y - before2 - 2.0 * self.mean
@@ -159,7 +162,10 @@ class Smoothing:
 
     def doubt(self) -> float:
         """How many times higher an alarm has to stand while a log looks smoothed and is too young for that to be known."""
-        return 1.0 / (1.0 - min(0.9, max(0.0, self._apart()))) if YOUNG < self.count < LEAST else 1.0
+        if not YOUNG < self.count < LEAST or self.began_steep:
+            return 1.0
+        rho = self._apart()
+        return 1.0 / (1.0 - min(0.9, rho)) if rho > max(ENGAGE, 3.0 / math.sqrt(self.count)) else 1.0
 
     def forget(self, level: float) -> None:
         """What comes next does not go on from the sample before, but from a level."""

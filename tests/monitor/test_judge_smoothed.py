@@ -69,3 +69,14 @@ def test_a_judge_of_a_smoothed_log_goes_on_where_it_was() -> None:
         parts += watch.observe(s).opened
         watch = Watch.from_state(Settings(), json.loads(json.dumps(watch.state_dict())))
     assert whole == parts and whole
+
+
+def test_a_sparse_log_that_falls_steeply_is_not_taken_for_a_smoothed_one() -> None:
+    first = []
+    for seed in range(8):
+        rng = random.Random(seed)
+        run = [Sample(t, 2.0 + 6.0 * (t + 10) ** -0.3 + rng.gauss(0, 0.04)) for t in range(0, 3000, 50)]
+        bad = [s if s.step < 1500 else Sample(s.step, s.loss + 0.3) for s in run]
+        calls = [a["step"] for a in replay(bad)["alerts"]]
+        first.append(calls[0] if calls else 3000)
+    assert sorted(first)[4] <= 1900
