@@ -189,7 +189,7 @@ class Law:
         return max(0.0, math.log10(flops / largest))
 
     def stretch_at(self, params: float | None, tokens: float | None) -> float:
-        """`stretch`, but 1 for a run as far outside the fitted runs' tokens per parameter as they span, and at least a factor of 2.
+        """`stretch`, but 1 for a run at half or twice the tokens per parameter of fitted runs that are all about of one.
 
         A stretch below 1 is what the runs showed along their own line; of what lies off it the draws are all that is known.
         """
@@ -202,8 +202,9 @@ class Law:
             return self.stretch
         ratio = math.log(tokens / params)
         off = max(min(known) - ratio, ratio - max(known), 0.0)
-        lever = max(math.log(2), max(known) - min(known))
-        return self.stretch + (1 - self.stretch) * min(off / lever, 1.0)
+        if max(known) - min(known) > math.log(2):  # they tell what the ratio does
+            return self.stretch
+        return self.stretch + (1 - self.stretch) * min(off / math.log(2), 1.0)
 
     def log_draws(
         self, params: float | None, tokens: float | None, flops: float | None = None
