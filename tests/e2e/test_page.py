@@ -166,6 +166,20 @@ def test_a_loss_that_no_logarithm_shows_is_drawn_all_the_same(browser: Any) -> N
         assert tab.errors == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/?run=gpt-71k-target", "/?run=gpt-71k-target&ys=linear&xs=log", "/?run=gpt-71k-lr-x30", "/?view=law"],
+)
+def test_every_axis_has_its_numbers(tab: Tab, path: str) -> None:
+    inked = """(s) => { const c = document.querySelector(s + " canvas"), r = devicePixelRatio;
+        const ink = (x, y, w, h) => { const d = c.getContext("2d").getImageData(x * r, y * r, w * r, h * r).data;
+            let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 60; return n; };
+        return [ink(22, 0, 26, c.height / r - 60), ink(60, c.height / r - 52, c.width / r - 70, 20)]; }"""
+    page = tab.open(path)
+    left, below = page.evaluate(inked, "#loss-chart" if "run=" in path else ".view-law .plot")
+    assert left > 25 and below > 25, "numbers beside the y axis and under the x axis"
+
+
 def test_a_run_that_is_not_there_is_said_in_words(browser: Any, site: str) -> None:
     tab = Tab(browser, site, page_stub.TOKEN)
     tab.page.goto(f"{site}/?run=nosuch")

@@ -123,7 +123,7 @@ export function chart(host, spec) {
     values: (u, ticks) => ticks.map((v) => (v === null ? "" : now[`${which}Axis`].format(v))),
     space: which === "x" ? (u, index, low, high, width) => (width < 420 * devicePixelRatio ? 60 : 84) : now.height < 220 ? 26 : 44,
     ...(now[`${which}Axis`].log && {
-      incrs: (u, index, min, max) => [max - min], // of uPlot's own none is large enough over many decades; ours are in `splits`
+      incrs: (u, index, min, max) => [Math.max(5, max - min)], // a step uPlot takes over any range: the ticks are ours, from `splits`
       splits: (u, index, min, max) => logTicks(min, max, which === "x" ? u.bbox.width / devicePixelRatio / 76 : u.bbox.height / devicePixelRatio / 40),
       filter: (u, ticks) => ticks,
     }),
