@@ -5,6 +5,8 @@ file binds them to a run's folder and to DeepSpeed's writer.
 """
 
 import contextlib
+import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +121,8 @@ def _remembered(engine: Any, place: Path) -> Iterator[list[str]]:
                 free = shutil.disk_usage(there).free
                 room = f"{free / 1e6:,.1f} MB are free at {there}"
                 full = free < FULL_BYTES  # torch's own words for it are an "enforce fail ... unexpected pos"
-                failed.append(f"the disk is full: {room}" if full else f"{one_line(error)} ({room})")
+                why = f"the disk is full: {os.strerror(errno.ENOSPC)}" if full else one_line(error)
+                failed.append(f"{why} ({room})")
 
         return guarded
 

@@ -30,6 +30,10 @@ from launcher.training.saving import newest_verified, run_log  # noqa: E402
 from tests.faults.training import Run, cluster, command_line, spec_of, start, until  # noqa: E402
 from tests.monitor.live import Service  # noqa: E402
 
+LONG = pytest.mark.skipif(
+    os.environ.get("LOSSCAST_FAULTS") != "long",
+    reason="about a minute each: make faults, or LOSSCAST_FAULTS=long",
+)
 FOR_EVER = 200_000
 """Steps that nobody waits for: such a run is stopped once it has been seen to go on."""
 
@@ -103,6 +107,7 @@ def test_a_driver_that_is_killed_is_begun_again_at_once(home: Path, head: local_
     assert "was ended by SIGKILL" in run.log() and "begun again" in run.log()
 
 
+@LONG
 def test_a_full_disk_costs_checkpoints_and_nothing_else(head: local_ray.Head, disk: Path) -> None:
     run = start(spec_of(disk, "full", steps=FOR_EVER), head)
     run.reached(30, attempt=1)
@@ -121,6 +126,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(head: local_ray.Head, di
     assert run.folder.attempts() == [1], "it was restarted"
 
 
+@LONG
 def test_storage_that_is_away_for_longer_than_a_lease_is_waited_for(home: Path, head: local_ray.Head) -> None:
     run = start(spec_of(home, "away", steps=FOR_EVER), head)
     run.reached(30, attempt=1)
@@ -136,6 +142,7 @@ def test_storage_that_is_away_for_longer_than_a_lease_is_waited_for(home: Path, 
     assert run.folder.attempts() == [1, 2]
 
 
+@LONG
 def test_a_monitor_that_is_away_costs_a_run_nothing_and_misses_nothing(
     home: Path, head: local_ray.Head, tmp_path: Path
 ) -> None:
