@@ -16,7 +16,7 @@ demo: .venv/.demo
 	$(BIN)/losscast demo $(DEMO)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --durations=25
 
 unit: .venv/.dev
 	$(BIN)/python -m pytest tests -m "not e2e and not faults and not gpu"
