@@ -1,27 +1,16 @@
 """`fit` and `predict` as a stranger meets them: odd files are read or refused in words, and a law says what it rests on."""
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from monitor.cli import fit as fit_command
-from monitor.cli import predict as predict_command
 from monitor.errors import WrongInput
 from monitor.forecast.law import digest_of
+from tests.monitor.law_commands import run
 
 SIZES = np.geomspace(1e6, 1e8, 5).repeat(3)
-
-
-def run(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    fit_command.register(commands)
-    predict_command.register(commands)
-    args = parser.parse_args(argv)
-    return args.func(args)
 
 
 @pytest.fixture

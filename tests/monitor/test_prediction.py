@@ -1,6 +1,5 @@
 """A prediction holds the final loss and the way there, is sealed by its digest, and is never overwritten."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.cli import fit as fit_command
-from monitor.cli import predict as predict_command
 from monitor.errors import Failed, WrongInput
 from monitor.forecast.anneal import NAMES, LrPath, Schedule, loss_at, predicted
 from monitor.forecast.fit import fit
@@ -17,6 +14,7 @@ from monitor.forecast.fit_anneal import fit_curves
 from monitor.forecast.law import Law
 from monitor.forecast.points import Curve, Curves, Points
 from monitor.forecast.prediction import Prediction, predict
+from tests.monitor.law_commands import run as run_command
 
 SIZES = (4e3, 7e3, 1.2e4, 2e4, 3e4)
 BATCH = 512.0
@@ -169,15 +167,6 @@ def test_a_schedule_file_is_linear_between_rows_and_from_zero(tmp_path: Path) ->
     (tmp_path / "bad.csv").write_text("step,lr\n1,x\n")
     with pytest.raises(WrongInput, match=r"bad.csv:2:3 lr: 'x' is no number"):
         Schedule.parse(str(tmp_path / "bad.csv"))
-
-
-def run_command(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    fit_command.register(commands)
-    predict_command.register(commands)
-    args = parser.parse_args(argv)
-    return args.func(args)
 
 
 def test_the_commands_print_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
