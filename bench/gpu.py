@@ -9,16 +9,18 @@ reporter at least 0.995 of that without. Without a GPU it says so and measures n
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from steps import monitor, step_seconds, torchrun
+from steps import monitor, step_times, torchrun_command
 
 from launcher.runspec.accounting import attention_flops_per_token, flops_per_token
 from launcher.runspec.gpus import gpu_named
@@ -49,6 +51,17 @@ def spec_of(
     )
 
 
+def step_seconds(spec: RunSpec, home: Path, left_out: float = 0.25) -> float:
+    """Train it under torchrun: median seconds between steps, a first share left out. Raises RuntimeError with what it said
+    when it fails."""
+    done = subprocess.run(torchrun_command(spec, home), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{spec.name}: {done.stderr[-2000:]}")
+    times = step_times(RunFolder(home / "runs" / spec.name).curve(1))
+    times = times[int(left_out * len(times)) :]
+    return statistics.median(b - a for a, b in itertools.pairwise(times))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,16 +89,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         os.environ.setdefault("LOSSCAST_CACHE", str(home / "cache"))
-        with monitor(home / "store") as url:
+        with monitor(home / "store") as (url, _):
             for zero in (0, 1, 2, 3):
                 rates: dict[str, list[float]] = {"off": [], "on": []}
                 for turn in range(args.rounds):
                     for how in rates:
                         name = f"z{zero}-{how}-{turn}"
                         spec = spec_of(name, args, zero, ranks, home / "runs", url if how == "on" else None)
-                        torchrun(spec, home, ranks)
-                        curve = RunFolder(home / "runs" / name).curve(1)
-                        rates[how].append(args.batch_tokens / step_seconds(curve))
+                        rates[how].append(args.batch_tokens / step_seconds(spec, home))
                 off, on = (statistics.median(rates[how]) for how in ("off", "on"))
                 work = (flops_per_token(spec) or 0.0) + attention_flops_per_token(spec)
                 mfu = work * on / (peak * ranks) if peak else None

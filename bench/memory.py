@@ -73,10 +73,11 @@ def main() -> int:
     parser.add_argument("--json", metavar="OUT", help="write the table as JSON")
     parser.add_argument("--only", metavar="WORDS", help="cases whose name holds this")
     args = parser.parse_args()
+    chosen = [(name, case) for name, case in CASES if not args.only or args.only in name]
+    if not chosen:
+        parser.error(f"no case's name holds {args.only!r}: {'; '.join(name for name, _ in CASES)}")
     table, worst = [], 0.0
-    for name, case in CASES:
-        if args.only and args.only not in name:
-            continue
+    for name, case in chosen:
         spec = spec_of(case)
         stages, peaks = rank_memory(spec) or [], measured_peaks(spec, timeout_s=1200.0)
         for stage, parts in enumerate(stages):

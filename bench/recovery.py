@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--actor", action="store_true")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no Ray is left behind
     missing = [name for name in RAY_TRAIN_NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"Ray Train needs {', '.join(missing)}: pip install -e '.[bench]'")

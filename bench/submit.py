@@ -11,6 +11,7 @@ losscast's driver, placement, ownership hand-over and plan. Goal: a ratio of at 
 import argparse
 import csv
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no Ray is left behind
     if args.pairs < 1 or args.ranks < 1:
         parser.error("--pairs and --ranks are 1 or more")
     with tempfile.TemporaryDirectory(prefix="losscast-bench-") as temporary:

@@ -27,11 +27,12 @@ class Member:
     """One slot's actor. Trains nothing itself: a process of its own does, so that no attempt inherits from another."""
 
     def __init__(self, threads: int, gpus: tuple[str, ...] | None = None) -> None:
-        """`gpus`: for one that was given none by Ray, and is to train on these. None: on those that Ray gave."""
+        """`gpus`: for one that stands by beside ranks that train, was given none by Ray, and is to train on these. None: on
+        those that Ray gave."""
         env = {"OMP_NUM_THREADS": str(threads)}
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        self._rank, self._gpus = RankProcess(env), gpus
+        self._rank, self._gpus = RankProcess(env, aside=gpus is not None), gpus
         self._sentry: Any = None
 
     def ready(self) -> Home:

@@ -39,7 +39,8 @@ class Pulse:
 class RankProcess:
     """Owns a warm process, started at once and again whenever it is found dead."""
 
-    def __init__(self, env: dict[str, str] | None = None) -> None:
+    def __init__(self, env: dict[str, str] | None = None, *, aside: bool = False) -> None:
+        """`env` is the warm process's, beside this one's. `aside`: its first imports give way to other processes."""
         # BLAS under numpy would start its threads on import, and only a process with one thread forks soundly
         self._env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **(env or {})}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
@@ -51,17 +52,20 @@ class RankProcess:
         self._ended: dict[str, Any] | None = None
         self.pid: int | None = None
         """Of the process that trains, while there is one."""
-        self._start()
+        self._start(aside)
 
-    def _start(self) -> None:
+    def _start(self, aside: bool = False) -> None:
         answers, say = os.pipe()
         self._ready, self.pid = False, None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.training.warm", str(say), str(self._file.fileno())],
+            [
+                sys.executable, "-m", "launcher.training.warm", str(say), str(self._file.fileno()),
+                *(["aside"] if aside else []),
+            ],
             stdin=subprocess.PIPE,
             pass_fds=(say, self._file.fileno()),
             env=self._env,
-        )
+        )  # fmt: skip
         os.close(say)
         threading.Thread(
             target=self._listen, args=(answers, self._process), name="losscast-rank", daemon=True

@@ -1,6 +1,6 @@
 """The process that a rank's training is forked from: everything is imported, nothing is begun.
 
-    python -m launcher.training.warm ANSWERS PULSE     two inherited file descriptors; orders come on stdin
+    python -m launcher.training.warm ANSWERS PULSE [aside]     two inherited file descriptors; orders come on stdin
 
 Importing torch and DeepSpeed is most of what a restart would wait for. So each rank keeps one such process, which only
 imports; every attempt trains in a child forked from it, and a failed attempt costs a fork. The child starts with no
@@ -13,12 +13,13 @@ with the process it was in. It has one thread and has not touched a GPU when it 
     {"signal": number}                        -                          to the child; 9 to its own children too
 
 A child that has finished stays until it is killed, a minute at most: other ranks may still need its end of a
-connection. `ended` holds `outcome`, `wrong_input`, `raised` (type, message, trace) or, when the child said nothing, `died`
+connection. With `aside` the imports give way to whatever else wants the cores, which may be ranks that train. `ended` holds `outcome`, `wrong_input`, `raised` (type, message, trace) or, when the child said nothing, `died`
 (signal, or the exit status it left with). When orders end, so does everything: a rank never outlives its owner.
 """
 
 import contextlib
 import ctypes
+import gc
 import json
 import mmap
 import os
@@ -26,6 +27,7 @@ import selectors
 import signal
 import struct
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -39,6 +41,7 @@ PHASES = ("start", "step", "validate", "checkpoint")
 LINGER_S = 60.0
 STOP_SIGNAL, SAVE_SIGNAL, STACKS_SIGNAL = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 """Commit and end; commit and go on; print every thread's stack."""
+ASIDE_NICE = 10
 PR_SET_PDEATHSIG, PR_SET_PTRACER, PTRACER_ANY = 1, 0x59616D61, -1
 
 
@@ -64,6 +67,30 @@ def warm_up() -> None:
     import launcher.training.loop
     import launcher.training.saving
     import launcher.workloads.gpt  # noqa: F401
+
+    # what is imported stays: no collection has to walk through it at a step, nor write to the pages that children share
+    gc.collect()
+    gc.freeze()
+
+
+def warm_up_aside() -> None:
+    """The same in a thread of low priority, which ends: priority is a thread's own, and without privileges it never rises
+    again. Raises what the imports raise."""
+    failed: list[BaseException] = []
+
+    def imports() -> None:
+        try:
+            me = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + ASIDE_NICE))
+            warm_up()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=imports)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 class Heart:
@@ -274,8 +301,11 @@ class Warm:
 
 def main(argv: list[str]) -> None:
     began = time.monotonic()
-    answers, pulse = (int(a) for a in argv)
-    warm_up()
+    answers, pulse = (int(a) for a in argv[:2])
+    if argv[2:] == ["aside"]:
+        warm_up_aside()
+    else:
+        warm_up()
     warm = Warm(answers, pulse)
     warm.tell(ready=round(time.monotonic() - began, 3))
     warm.run()

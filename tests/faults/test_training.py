@@ -66,6 +66,10 @@ def test_what_is_alive_stays_warm(home: Path, head: local_ray.Head) -> None:
     run = start(spec_of(home, "warm", steps=4000, every=20), head)
     run.reached(30, attempt=1)
     before = {parent(p) for p in run.training()}  # each rank's warm process, not the one that only stands by
+    ours = os.getpriority(
+        os.PRIO_PROCESS, 0
+    )  # Ray would have its actors give way to everything else on the host
+    assert {os.getpriority(os.PRIO_PROCESS, p) for p in run.training()} == {ours}
     run.kill(run.training()[0])
     run.goes_on(2)
     assert {parent(p) for p in run.training()} == before and before <= set(run.warm())

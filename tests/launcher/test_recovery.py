@@ -1,6 +1,7 @@
 """What decides recovery, without a cluster: causes, waits, hangs, notices, fewer ranks, books, rollbacks."""
 
 import itertools
+import os
 import random
 import threading
 import time
@@ -25,6 +26,7 @@ from launcher.runspec.model import Policy, RunSpec
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
+from launcher.training import warm
 from launcher.training.health import Stragglers
 from launcher.training.preflight import report, slow_ranks
 
@@ -376,6 +378,26 @@ def test_commits_that_a_rollback_made_void_are_not_resumed_from(tmp_path: Path) 
 def test_the_loopback_has_an_interface() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.77") is None
+
+
+# one that stands by
+
+
+def test_imports_set_aside_give_way_and_what_is_forked_later_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    seen: list[int] = []
+    monkeypatch.setattr(warm, "warm_up", lambda: seen.append(os.getpriority(os.PRIO_PROCESS, 0)))
+    warm.warm_up_aside()
+    assert seen == [min(19, before + warm.ASIDE_NICE)] and os.getpriority(os.PRIO_PROCESS, 0) == before
+
+    def broken() -> None:
+        raise ImportError("no torch here")
+
+    monkeypatch.setattr(warm, "warm_up", broken)
+    with pytest.raises(ImportError, match="no torch here"):
+        warm.warm_up_aside()
 
 
 # an entrypoint that is started twice
