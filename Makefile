@@ -6,6 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The torch that CI and the demo use. With GPUs, install the build that fits them into .venv first: it is kept.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+QUICK := not e2e and not faults and not gpu
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -15,11 +16,13 @@ env: .venv/.dev
 demo: .venv/.demo
 	$(BIN)/losscast demo $(DEMO)
 
+# first what is quick, side by side; then what starts services and needs the cores for itself
 test: .venv/.dev
-	$(BIN)/python -m pytest tests --durations=25
+	$(BIN)/python -m pytest tests -m "$(QUICK)" -n 2; quick=$$?; \
+	$(BIN)/python -m pytest tests -m "not ($(QUICK))" --durations=40 && exit $$quick
 
 unit: .venv/.dev
-	$(BIN)/python -m pytest tests -m "not e2e and not faults and not gpu"
+	$(BIN)/python -m pytest tests -m "$(QUICK)" -n auto
 
 faults: .venv/.dev
 	LOSSCAST_FAULTS=long $(BIN)/python -m pytest tests/faults

@@ -184,6 +184,7 @@ def test_the_list_of_runs_goes_to_a_person_or_to_a_program(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOSSCAST_TOKEN", page_stub.TOKEN)
+    monkeypatch.setenv("COLUMNS", "100")  # in eighty a long name is cut
     parser = argparse.ArgumentParser()
     listing.register(parser.add_subparsers())
 
