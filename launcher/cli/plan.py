@@ -44,6 +44,7 @@ def plan(args: argparse.Namespace) -> int:
     if args.output == "yaml":
         return manifests(spec)
     answer = make_plan(spec)
+    answer["warnings"] += absent_data(spec)
     law_path = args.law or (str(Path(args.run).parent / spec.law) if spec.law else None)
     if law_path:
         answer["warnings"] += check_law(document, spec, law_path)
@@ -62,6 +63,17 @@ def plan(args: argparse.Namespace) -> int:
         for warning in answer["warnings"]:
             print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
     return 0
+
+
+def absent_data(spec: Any) -> list[dict[str, Any]]:
+    """A warning where a run of this machine names a folder of data that is not here: `submit` would refuse it."""
+    path = spec.data.path if spec.data is not None else "stdlib"
+    if spec.cluster.to != "local" or path in ("stdlib", "digits") or path.startswith("az://"):
+        return []
+    if Path(path).expanduser().exists():
+        return []
+    said = f"{path} is not here, seen from {Path.cwd()}: submit will refuse it. `losscast data prepare TEXT -o {path}` makes it."
+    return [{"keys": ["data.path"], "message": said}]
 
 
 def moved_to(document: Any, to: str | None) -> None:

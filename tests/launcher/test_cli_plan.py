@@ -81,6 +81,19 @@ def test_plan_as_json_holds_the_exact_configuration(capsys: pytest.CaptureFixtur
     assert plan["dollars"]["low"] < plan["dollars"]["high"] and plan["prediction"] is None
 
 
+def test_plan_says_that_the_data_is_not_here_where_submit_would_refuse_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    spec = (EXAMPLES / "gpt-tiny.yaml").read_text()
+    assert "path: stdlib" in spec
+    absent, given = tmp_path / "absent.yaml", tmp_path / "given.yaml"
+    absent.write_text(spec.replace("path: stdlib", f"path: {tmp_path}/corpus"))
+    given.write_text(spec.replace("path: stdlib", f"path: {tmp_path}"))
+    assert f"data.path: {tmp_path}/corpus is not here" in run(capsys, "plan", str(absent))[2]
+    assert "is not here" not in run(capsys, "plan", str(given))[2]
+    assert "is not here" not in run(capsys, "plan", "--to", "http://head:8265", str(absent))[2]
+
+
 def test_under_a_law_plan_predicts_and_says_what_would_be_optimal(
     capsys: pytest.CaptureFixture[str], law: Path
 ) -> None:
