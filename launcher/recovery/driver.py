@@ -172,12 +172,22 @@ def main(argv: list[str]) -> int:
     return kept(driven, given_up)
 
 
+ORDINARY = {"RAY_worker_niceness": "0"}
+"""Ray gives its actors' processes a niceness of 15, and training would give way to anything else on its host. For the
+whole job, so that the workers which Ray starts ahead for it serve."""
+
+
 def work(folder: RunFolder, submission: str, died: Killed | None = None) -> int:
     """Join the cluster and drive the run. Returns the exit status."""
     import ray
 
     def join(lost: Callable[[str], None]) -> Lifeline:
-        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
+        ray.init(
+            address="auto",
+            runtime_env={"env_vars": ORDINARY},
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+        )
         return under_this_driver(lost)
 
     try:

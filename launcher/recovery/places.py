@@ -33,8 +33,6 @@ ELASTIC_PATIENCE_S = float(os.environ.get("LOSSCAST_ELASTIC_WAIT_S", "20"))
 """How long an elastic run waits for hosts that are not there before it goes on with fewer."""
 START_FAILURES = 5
 """Actors that die in a row before they are ready: then it is no accident."""
-WORKER_NICENESS = "RAY_worker_niceness"
-"""Ray gives the processes of actors a niceness of 15: training would give way to anything else on its host."""
 STANDBY = os.environ.get("LOSSCAST_STANDBY", "1") != "0"
 
 
@@ -147,7 +145,6 @@ class Places:
             num_gpus=gpus,
             max_restarts=0,
             max_concurrency=8,
-            runtime_env={"env_vars": {WORKER_NICENESS: "0"}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 slot.placement, placement_group_bundle_index=slot.index
             ),
