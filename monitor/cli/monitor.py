@@ -263,7 +263,7 @@ def backup(args: argparse.Namespace) -> int:
     """Copy the store to a file."""
     from pathlib import Path
 
-    from monitor.store.keeping import backup as run
+    from monitor.store.backup import backup as run
 
     size = run(Path(args.store).expanduser(), Path(args.target))
     print(f"{args.target}: {size} bytes", file=sys.stderr)
@@ -274,7 +274,7 @@ def restore(args: argparse.Namespace) -> int:
     """Put a backup in place."""
     from pathlib import Path
 
-    from monitor.store.keeping import restore as run
+    from monitor.store.backup import restore as run
 
     run(Path(args.source), Path(args.store).expanduser())
     print(f"{args.store}: restored; tokens are not part of a backup", file=sys.stderr)
@@ -285,7 +285,7 @@ def repair(args: argparse.Namespace) -> int:
     """Check, and repair where need be. Exit status 1 when something is lost."""
     from pathlib import Path
 
-    from monitor.store.keeping import repair as run
+    from monitor.store.repair import repair as run
 
     said = run(Path(args.store).expanduser())
     for line in said:
@@ -302,7 +302,7 @@ def export(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from monitor.errors import WrongInput
-    from monitor.store.keeping import export as run
+    from monitor.store.export import export as run
 
     target = Path(args.output) if args.output else None
     folder = target is not None and (args.output.endswith("/") or target.is_dir())

@@ -22,29 +22,19 @@ from monitor.judging.run import band_columns
 from monitor.prometheus import alerts
 from monitor.service.attention import EVERY, Attention, shown
 from monitor.service.exporter import Exporter, Figures, Totals
+from monitor.service.figures import fill, plain
+from monitor.service.goodput import goodput_of
 from monitor.service.laws import Laws
+from monitor.service.states import CALM, shown_state, states_of
 from monitor.service.tokens import Tokens
 from monitor.service.views import Parts, Views, thinned
 from monitor.store.columns import Damaged
 from monitor.store.facts import RunFacts
 from monitor.store.ingest import Ingest, Refused
 from monitor.store.merging import Merger
-from monitor.store.reading import LAST, find, spans
+from monitor.store.reading import LAST, find
 from monitor.store.store import Store
 
-STATE_OF = {
-    "LossNonFinite": "non_finite",
-    "LossDiverged": "diverged",
-    "LossOffLine": "off_line",
-    "LossAbovePrediction": "above",
-    "LossBelowPrediction": "below",
-    "LossJumpAfterResume": "jump_after_resume",
-    "LossPlateau": "plateau",
-    "ValidationApart": "validation_apart",
-    "RankApart": "rank_apart",
-    "GradNormHigh": "grad_norm_high",
-}
-CALM = frozenset({"healthy", "warming_up", "spike"})
 SHOWN_AFTER_END_S = 900.0
 MERGE_S = 20.0
 """Small chunks are looked for this often."""
@@ -162,73 +152,22 @@ class Monitor:
         return self.ingest.runs.get(name)
 
     def states(self, facts: RunFacts, last: dict[str, Any], now: float) -> tuple[str, ...]:
-        """All that holds of a run now, the judge's word first."""
-        out = [str(last.get("state") or "warming_up")]
-        for alert in last.get("open", ()):
-            state = STATE_OF.get(alert["alert"])
-            if state:
-                out.append(state)
-            if alert["alert"] == "LossAbovePrediction" and alert["severity"] == "critical":
-                out.append("will_miss")
-
-        for name, at in last.get("called", {}).items():
-            if now - at < alerts.HOLD_S and name in STATE_OF:
-                out.append(STATE_OF[name])
-
-        def recent(at: float | None) -> bool:
-            return at is not None and now - at < alerts.RECENT_S
-
-        if recent(last.get("spike_time")):
-            out.append("spike")
-        if recent(facts.checkpoint_failed_received):
-            out.append("checkpoint_bad")
-        if recent(facts.lease_lost_received):
-            out.append("lease_lost")
-        if facts.phase != "ended":
-            out.extend(self._clocked(facts, now))
-        return tuple(dict.fromkeys(out))
-
-    def _clocked(self, facts: RunFacts, now: float) -> Iterator[str]:
-        """What the clock alone says of a run that should be training."""
-        if facts.restarts_since_step >= alerts.RESTART_LIMIT:
-            yield "restart_loop"
-        if abs(facts.skew_s) > alerts.SKEW_S:
-            yield "clock_skew"
-        if facts.last_step_received is None:
-            return
-        took = self.step_seconds(facts)
-        stale = (
-            max(self.stalled_after_s, alerts.STALE_FACTOR * took["0.99"]) if took else alerts.STALE_UNKNOWN_S
-        )
-        if now - max(facts.last_step_received, self.started) > stale:
-            yield "stalled" if now - max(facts.last_received, self.started) <= stale else "silent"
-        if facts.checkpoint_received is not None and facts.checkpoint_interval_s is not None:
-            due = max(alerts.CHECKPOINT_LEAST_S, alerts.CHECKPOINT_FACTOR * facts.checkpoint_interval_s)
-            if now - max(facts.checkpoint_received, self.started) > due:
-                yield "checkpoint_overdue"
-
-    def step_seconds(self, facts: RunFacts) -> dict[str, float] | None:
-        """Median and 99th percentile of the latest steps' seconds, by the sender's clock."""
-        found = self.judging.last.get(facts.run_id, {}).get("step_s")
-        return None if not found else {"0.5": found[0], "0.99": found[1]}
+        """All that holds of a run now, the judge's word first. `last`: the judge's newest verdict."""
+        return states_of(facts, last, now, started=self.started, stalled_after_s=self.stalled_after_s)
 
     def summary(self, facts: RunFacts, now: float) -> dict[str, Any]:
         """A run in the list. Alerts are the open ones."""
         last = self.judging.last.get(facts.run_id, {})
         states = self.states(facts, last, now)
-        state = states[0]
-        if state in CALM:
-            state = next((s for s in states if s in ("stalled", "silent")), state)
-            state = "stalled" if state == "silent" else state
         return {
             "run": facts.run,
             "team": facts.team,
-            "state": state,
+            "state": shown_state(states),
             "states": states,
             "phase": facts.phase,
             "step": facts.step,
-            "tokens": _plain(facts.tokens),
-            "total_tokens": _plain(facts.total_tokens),
+            "tokens": plain(facts.tokens),
+            "total_tokens": plain(facts.total_tokens),
             "loss": _spelled(facts.last_loss),
             "last_finite_loss": facts.loss,
             "expected": last.get("expected"),
@@ -246,7 +185,7 @@ class Monitor:
             "attempt": facts.attempt,
             "samples": facts.samples,
             "alerts": last.get("open", []),
-            "target_loss": _plain(facts.target_loss),
+            "target_loss": plain(facts.target_loss),
             "advice": self.advice(facts, last),
             "muted": shown(self.attention.muted(facts.run, now)),
             "trouble": last.get("trouble"),
@@ -260,10 +199,10 @@ class Monitor:
         if not found or facts.step is None:  # before the first step there is nothing to advise
             return None
         hours = found.get("hours_left") if facts.phase != "ended" else None
-        tokens, total, rate = _plain(facts.tokens), _plain(facts.total_tokens), _plain(facts.tokens_per_s)
+        tokens, total, rate = plain(facts.tokens), plain(facts.total_tokens), plain(facts.tokens_per_s)
         if tokens is not None and total is not None and rate and rate > 0 and facts.phase != "ended":
             hours = max(0.0, total - tokens) / rate / 3600
-        price = _plain(facts.price_per_hour)
+        price = plain(facts.price_per_hour)
         seen = self.attention.seen(facts.run, str(found.get("action")), self.clock())
         return {
             **found,
@@ -380,29 +319,8 @@ class Monitor:
                 team=facts.team if facts.team in self.teams and facts.team else "", states=states,
                 last_step_time=None if step_time is None else max(step_time, self.started),
                 muted=() if mute is None else mute.alerts or (EVERY,),
-                fill=functools.partial(self._fill, facts, last),
+                fill=functools.partial(fill, facts, last),
             )  # fmt: skip
-
-    def _fill(self, facts: RunFacts, last: dict[str, Any], f: Figures) -> None:
-        advice = last.get("advice") or {}
-        outside = last.get("outside", (0, 0))
-        f.phase = facts.phase
-        f.law = "predicted" if last.get("predicted") else "own_past" if facts.samples else "none"
-        f.action = advice.get("action")
-        f.gauges = {
-            "run_loss": facts.loss, "run_step": facts.step, "run_predicted_loss": last.get("expected"),
-            "run_band_lower": last.get("lower"), "run_band_upper": last.get("upper"),
-            "run_loss_gap_sigma": last.get("gap_sigma"), "run_loss_gap_nats": last.get("gap_nats"),
-            "run_attempt": facts.attempt, "run_tokens": _plain(facts.tokens),
-            "run_tokens_per_second": _plain(facts.tokens_per_s), "run_mfu_ratio": _plain(facts.mfu),
-            "run_goodput_ratio": _goodput(facts),
-        }  # fmt: skip
-        f.final = _quantiles(advice.get("final_loss") or last.get("predicted_final"))
-        f.step_seconds = self.step_seconds(facts)
-        f.samples, f.nan, f.inf = facts.samples, facts.nan_samples, facts.inf_samples
-        f.above, f.below = outside[0], outside[1]
-        f.restarts, f.gpu_seconds = facts.restarts, facts.gpu_seconds
-        f.checkpoint_time, f.checkpoint_failures = facts.checkpoint_received, facts.checkpoint_failures
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
         yield "store_size_bytes", "The store's files", self.store.size_bytes()
@@ -419,47 +337,6 @@ class Monitor:
             "For how long the oldest sample that is not judged has been on disk",
             self.judging.lag_s(),
         )
-
-
-def goodput_of(facts: RunFacts) -> dict[str, Any]:
-    """What became of the run's time: the share that counts, and where the launcher keeps books, GPU seconds and money."""
-    return {
-        "ratio": _goodput(facts),
-        "gpu_seconds": facts.gpu_seconds or None,
-        "dollars": facts.gpu_dollars or None,
-        "steps_lost": facts.steps_lost,
-    }
-
-
-def _goodput(facts: RunFacts) -> float | None:
-    """Share of the GPU time that still counts, by the launcher's books; without them, of the steps of all attempts."""
-    spent = sum(facts.gpu_seconds.values())
-    if spent > 0:
-        return facts.gpu_seconds["useful"] / spent
-    trained = sum(
-        (a.last_step or 0) - (a.resume_step or 0) for a in facts.attempts if a.last_step is not None
-    )
-    if trained <= 0 or facts.step is None:
-        return None
-    kept = 0
-    for attempt, first, last in spans(facts.attempts):
-        found = facts.attempt_facts(attempt)
-        if found is not None and found.last_step is not None:
-            kept += max(0, min(last, found.last_step) - max(first, 1) + 1)
-    return min(1.0, kept / trained)
-
-
-def _quantiles(final: Any) -> dict[str, float] | None:
-    if not isinstance(final, dict):
-        return None
-    names = (("0.5", "p50"), ("0.05", "p05"), ("0.95", "p95"))
-    found = {q: final.get(name) for q, name in names}
-    return {q: float(v) for q, v in found.items() if isinstance(v, (int, float)) and v == v} or None
-
-
-def _plain(value: float | None) -> float | None:
-    """A finite number or None."""
-    return value if value is not None and value - value == 0 else None
 
 
 def _spelled(value: float | None) -> float | str | None:

@@ -30,7 +30,7 @@ class Reader:
         """This thread's read-only connection."""
         found = getattr(self._local, "db", None)
         if found is None:
-            found = sqlite3.connect(f"file:{_quoted(self.path)}?mode=ro", uri=True, isolation_level=None,
+            found = sqlite3.connect(f"file:{quoted(self.path)}?mode=ro", uri=True, isolation_level=None,
                                     check_same_thread=False)  # fmt: skip
             found.execute("PRAGMA query_only=ON")
             found.execute("PRAGMA mmap_size=0")
@@ -363,7 +363,8 @@ def _ord(row: ChunkRow | EventRow) -> int:
     return row.ord
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as it stands in SQLite's `file:` address."""
     from urllib.parse import quote
 
     return quote(str(path))

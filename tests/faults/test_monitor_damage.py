@@ -19,10 +19,11 @@ from monitor.judge import Settings
 from monitor.judging.feeding import Runs
 from monitor.judging.run import Court, fresh
 from monitor.schema import encode_event, event
+from monitor.store.check import check
 from monitor.store.columns import Damaged
 from monitor.store.ingest import Ingest
-from monitor.store.keeping import check, repair
 from monitor.store.reading import rows, samples
+from monitor.store.repair import repair
 from monitor.store.store import FILE, Store
 from monitor.wire import parse
 from tests.monitor.test_ingest import sample

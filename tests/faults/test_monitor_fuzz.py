@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from monitor import schema as wire
-from monitor.service.api import Guard
+from monitor.service.guard import Guard
 from tests.monitor.test_service import Open, curve, lines
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis (the dev extra)")

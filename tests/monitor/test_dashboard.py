@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from monitor.prometheus.dashboard import STATES, dashboard, render
-from monitor.service.monitor import STATE_OF
+from monitor.service.states import STATE_OF
 
 SHIPPED = Path(__file__).parents[2] / "k8s" / "dashboard" / "losscast.json"
 PREFIX = re.compile(r"\blosscast_[a-z_]+\b")

@@ -10,9 +10,9 @@ from monitor.judge import Settings
 from monitor.judging.feeding import Runs
 from monitor.judging.run import Court, Run, fresh
 from monitor.schema import encode_event, event
+from monitor.store.check import check
 from monitor.store.columns import Damaged
 from monitor.store.ingest import Ingest
-from monitor.store.keeping import check
 from monitor.store.merging import LEAST, MOST, Merger
 from monitor.store.reading import rows, samples
 from monitor.store.store import Store

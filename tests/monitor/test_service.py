@@ -19,7 +19,8 @@ from monitor import schema
 from monitor.judging.loop import Judging
 from monitor.judging.run import band_columns
 from monitor.schema import MAX_BODY_BYTES
-from monitor.service.api import Guard, build
+from monitor.service.api import build
+from monitor.service.guard import Guard
 from monitor.service.monitor import Monitor
 from monitor.store.reading import FIELDS
 from monitor.store.store import Store

@@ -11,9 +11,12 @@ import pytest
 
 from monitor.errors import Failed, WrongInput
 from monitor.replay import read_samples
+from monitor.store.backup import backup, restore
+from monitor.store.check import check
 from monitor.store.columns import Damaged, unpack
+from monitor.store.export import export
 from monitor.store.ingest import Ingest
-from monitor.store.keeping import backup, check, export, repair, restore
+from monitor.store.repair import repair
 from monitor.store.store import FILE, Store
 from tests.monitor.test_ingest import sample, send
 from tests.monitor.test_service import Open, curve, lines, story, told

@@ -1,0 +1,83 @@
+"""What holds of a run now, in the words of `losscast_verdict{state}`: what the judge says of its loss, and the clock of its
+silence. Times are seconds since the epoch, by the monitor's clock.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from monitor.prometheus import alerts
+from monitor.store.facts import RunFacts
+
+STATE_OF = {
+    "LossNonFinite": "non_finite",
+    "LossDiverged": "diverged",
+    "LossOffLine": "off_line",
+    "LossAbovePrediction": "above",
+    "LossBelowPrediction": "below",
+    "LossJumpAfterResume": "jump_after_resume",
+    "LossPlateau": "plateau",
+    "ValidationApart": "validation_apart",
+    "RankApart": "rank_apart",
+    "GradNormHigh": "grad_norm_high",
+}
+CALM = frozenset({"healthy", "warming_up", "spike"})
+
+
+def states_of(
+    facts: RunFacts, last: dict[str, Any], now: float, *, started: float, stalled_after_s: float
+) -> tuple[str, ...]:
+    """All that holds of a run, the judge's word first.
+
+    last             the judge's newest verdict, {} without any
+    started          when the monitor began to listen: before that it can't say that a run was silent
+    stalled_after_s  no run is called stalled or silent before it has made no step for so long
+    """
+    out = [str(last.get("state") or "warming_up")]
+    for alert in last.get("open", ()):
+        state = STATE_OF.get(alert["alert"])
+        if state:
+            out.append(state)
+        if alert["alert"] == "LossAbovePrediction" and alert["severity"] == "critical":
+            out.append("will_miss")
+    called = last.get("called")
+    if called:
+        out += [
+            STATE_OF[name] for name, at in called.items() if now - at < alerts.HOLD_S and name in STATE_OF
+        ]
+    for state, at in (
+        ("spike", last.get("spike_time")),
+        ("checkpoint_bad", facts.checkpoint_failed_received),
+        ("lease_lost", facts.lease_lost_received),
+    ):
+        if at is not None and now - at < alerts.RECENT_S:
+            out.append(state)
+    if facts.ended_received is None:
+        out.extend(_clocked(facts, last, now, started, stalled_after_s))
+    return tuple(out) if len(out) == 1 else tuple(dict.fromkeys(out))
+
+
+def _clocked(
+    facts: RunFacts, last: dict[str, Any], now: float, started: float, stalled_after_s: float
+) -> Iterator[str]:
+    """What the clock alone says of a run that should be training."""
+    if facts.restarts_since_step >= alerts.RESTART_LIMIT:
+        yield "restart_loop"
+    if abs(facts.skew_s) > alerts.SKEW_S:
+        yield "clock_skew"
+    if facts.last_step_received is None:
+        return
+    took = last.get("step_s")
+    stale = max(stalled_after_s, alerts.STALE_FACTOR * took[1]) if took else alerts.STALE_UNKNOWN_S
+    if now - max(facts.last_step_received, started) > stale:
+        yield "stalled" if now - max(facts.last_received, started) <= stale else "silent"
+    if facts.checkpoint_received is not None and facts.checkpoint_interval_s is not None:
+        due = max(alerts.CHECKPOINT_LEAST_S, alerts.CHECKPOINT_FACTOR * facts.checkpoint_interval_s)
+        if now - max(facts.checkpoint_received, started) > due:
+            yield "checkpoint_overdue"
+
+
+def shown_state(states: tuple[str, ...]) -> str:
+    """The one word for a list: the judge's, but where it sees nothing wrong that the run stands still."""
+    if states[0] in CALM and not {"stalled", "silent"}.isdisjoint(states):
+        return "stalled"
+    return states[0]

@@ -1,0 +1,61 @@
+"""A copy of the store beside a live service, and back. Both are checked: damage is not copied in silence."""
+
+import itertools
+import os
+import sqlite3
+from pathlib import Path
+
+from monitor.errors import Failed, WrongInput
+from monitor.store.check import check
+from monitor.store.store import FILE, Store
+
+
+def backup(folder: Path, target: Path) -> int:
+    """Copy the store as of one moment, checked, to a file that is put in place whole. Its size in bytes."""
+    if target.exists():
+        raise WrongInput(f"{target}: exists; give a new name")
+    store = Store(folder, read_only=True)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)  # as the store itself: nobody else's to read
+        copy = sqlite3.connect(partial)
+        store.reader().backup(copy, pages=1000, sleep=0.0)
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        copy.close()
+        trouble = list(itertools.islice(check(partial), 3))
+        if trouble:
+            raise Failed(f"{folder}: the store is damaged, and so would be its backup: {'; '.join(trouble)}")
+        _sync(partial)
+        partial.rename(target)
+    except (OSError, sqlite3.Error) as error:
+        raise Failed(f"{target}: {error}") from error
+    finally:
+        store.close()
+        partial.unlink(missing_ok=True)
+    return target.stat().st_size
+
+
+def restore(source: Path, folder: Path) -> None:
+    """Put a backup where there is no store yet."""
+    if not source.is_file():
+        raise WrongInput(f"{source}: no such backup")
+    if (folder / FILE).exists():
+        raise WrongInput(f"{folder}: holds a store already; move {FILE}* away first, or give another folder")
+    trouble = list(itertools.islice(check(source), 3))
+    if trouble:
+        raise Failed(f"{source}: damaged: {'; '.join(trouble)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = folder / (FILE + ".partial")
+        partial.write_bytes(source.read_bytes())
+        partial.chmod(0o600)
+        _sync(partial)
+        partial.rename(folder / FILE)
+    except OSError as error:
+        raise Failed(f"{folder}: {error.strerror or error}") from error
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
