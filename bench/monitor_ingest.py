@@ -4,7 +4,8 @@
 
 Each sender is a process with one kept connection: it sends a batch, waits for the 200 that means "on disk", and sends the
 next. Printed: acknowledged samples a second, the latency of a request, CPU and memory of the service and of the judge's
-process, and how long after the last sample the judge had seen everything.
+process, how long after the last sample the judge had seen everything, and how long a reader waited meanwhile: for the end of a
+run, and for the whole of it thinned to 3,000 points.
 """
 
 import http.client
@@ -15,10 +16,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.monitor.live import Service
+
+MOST_BEHIND_S = 600.0
 
 
 def send(
@@ -27,7 +31,7 @@ def send(
     run: str,
     size: int,
     until: float,
-    out: "multiprocessing.Queue[tuple[int, list[float]]]",
+    out: "multiprocessing.Queue[tuple[str, int, list[float]]]",
 ) -> None:
     """One sender; the bodies are made of a template, so that it costs less than what it measures."""
     head = b'{"event":"sample","run":"%s","attempt":1,"seq":' % run.encode()
@@ -50,7 +54,7 @@ def send(
         assert answer.status == 200, answer.status
         took.append(time.perf_counter() - began)
         seq += size
-    out.put((seq, took))
+    out.put((run, seq, took))
 
 
 def children(pid: int) -> list[int]:
@@ -76,7 +80,7 @@ def main() -> None:
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
     senders = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     with tempfile.TemporaryDirectory() as folder, Service(Path(folder) / "store") as service:
-        out: multiprocessing.Queue[tuple[int, list[float]]] = multiprocessing.Queue()
+        out: multiprocessing.Queue[tuple[str, int, list[float]]] = multiprocessing.Queue()
         until = time.time() + seconds
         processes = [
             multiprocessing.Process(
@@ -87,25 +91,35 @@ def main() -> None:
         began = time.time()
         for p in processes:
             p.start()
-        results = [out.get() for _ in processes]
+        sent = {run: (n, took) for run, n, took in (out.get() for _ in processes)}
         wall = time.time() - began
         for p in processes:
             p.join()
-        total = sum(n for n, _ in results)
-        took = sorted(t for _, list_ in results for t in list_)
+        total = sum(n for n, _ in sent.values())
+        took = sorted(t for _, list_ in sent.values() for t in list_)
         assert service.process is not None
         pid = service.process.popen.pid
         judge = children(pid)[0]
         cpu_s, peak = used(pid)
         judge_cpu_s, judge_peak = used(judge)
         ended = time.time()
-        lag = 0.0
-        while True:  # until the judge has seen everything
-            rows = service.get(f"/v1/runs/run-0/samples?from={results[0][0] - 2 * size}&max=10")["samples"]
-            if (rows and rows[-1]["expected"] is not None) or lag > 120:
-                break
+        reads: dict[str, list[float]] = {"end": [], "whole": []}
+        unjudged = set(sent)
+
+        def read(query: str, which: str) -> list[dict[str, Any]]:
+            asked = time.perf_counter()
+            rows = service.get(query)["samples"]
+            reads[which].append(time.perf_counter() - asked)
+            return rows
+
+        while unjudged and time.time() < ended + MOST_BEHIND_S:  # until the judge has seen everything
+            for run in sorted(unjudged):
+                rows = read(f"/v1/runs/{run}/samples?from={sent[run][0] - 2 * size}&max=10", "end")
+                if rows[-1]["step"] == sent[run][0] and rows[-1]["expected"] is not None:
+                    unjudged.discard(run)
+            read("/v1/runs/run-0/samples?max=3000", "whole")
             time.sleep(0.2)
-            lag = time.time() - ended
+        lag = time.time() - ended
         print(
             json.dumps(
                 {
@@ -120,7 +134,9 @@ def main() -> None:
                     "rss_peak_mib": round(peak),
                     "judge_cores": round(judge_cpu_s / wall, 2),
                     "judge_rss_peak_mib": round(judge_peak),
-                    "judge_done_after_s": round(lag, 1),
+                    "judge_done_after_s": None if unjudged else round(lag, 1),
+                    "read_end_worst_ms": round(1e3 * max(reads["end"])),
+                    "read_whole_worst_ms": round(1e3 * max(reads["whole"])),
                 }
             )
         )

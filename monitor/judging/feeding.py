@@ -131,14 +131,14 @@ class ControlFeed:
             if run_id is None or self._runs.newest.get(run_id, 0) <= self._next_ord:
                 return False
             try:
-                chunks = list(self._store.chunks(run_id, after=self._next_ord, limit=1))
+                chunk = next(self._store.chunks(run_id, after=self._next_ord), None)
             except Damaged:
                 return False
-            if not chunks:
+            if chunk is None:
                 self._next_ord = self._runs.newest[run_id]
                 return False
-            self._next_ord = self.at[0] = chunks[0].ord
-            rows = sorted(rows_of_blob(chunks[0].body), key=_step)
+            self._next_ord = self.at[0] = chunk.ord
+            rows = sorted(rows_of_blob(chunk.body), key=_step)
             self._held = [
                 Sample(row[1], row[2], tokens=row[3], time=row[4]) for row in rows if row[1] > self.at[1]
             ]

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -84,8 +84,8 @@ class Judging:
         self._write, self._clock, self._changed = write, clock, changed
         self._court = Court(store, settings or Settings(), Runs(store))
         self._judges: dict[int, Run] = {}
-        self._todo: dict[int, deque[ChunkRow | EventRow | Later]] = {}
-        """What waits of each run, in order."""
+        self._todo: OrderedDict[int, deque[ChunkRow | EventRow | Later]] = OrderedDict()
+        """What waits of each run, in order; a plain dict is slow to say which is its first."""
         self._waiting = 0
         self._tailed = store.newest_ord()
         self._noticed = 0
@@ -193,16 +193,16 @@ class Judging:
             return
         newest = self._court.runs.newest
         for row in rows:
-            if isinstance(row, tuple):
-                ord, run_id, received = row
-                waiting = self._todo.setdefault(run_id, deque())
-                if not waiting or not isinstance(waiting[-1], Later):
-                    waiting.append(Later(received))
-            else:
+            if isinstance(row, (ChunkRow, EventRow)):
                 ord, run_id = row.ord, row.run_id
                 self._todo.setdefault(run_id, deque()).append(row)
                 if isinstance(row, ChunkRow):
                     self._waiting += row.n
+            else:
+                ord, run_id, received = row
+                waiting = self._todo.setdefault(run_id, deque())
+                if not waiting or not isinstance(waiting[-1], Later):
+                    waiting.append(Later(received))
             newest[run_id] = ord
             self._tailed = ord
         if not rows:
@@ -284,8 +284,8 @@ class Judging:
         """
         last, fed = 2**62 if until is None else until, 0
         while True:
-            chunks = list(self.store.chunks(run.run_id, after=run.cursor, limit=16))
-            horizon = chunks[-1].ord if len(chunks) == 16 else last
+            chunks, cut = self._next_chunks(run, TURN_SAMPLES)
+            horizon = chunks[-1].ord if cut else last
             events = self.store.events(run.run_id, after=run.cursor, last=min(horizon, last))
             parts: list[ChunkRow | EventRow] = sorted([*chunks, *events], key=lambda part: part.ord)
             for part in parts:
@@ -301,8 +301,18 @@ class Judging:
                 if run.pending >= PERSIST_SAMPLES:
                     self._tell(run, time.monotonic())
                     self._commit([run])
-            if len(chunks) < 16:
+            if not cut:
                 return False, fed
+
+    def _next_chunks(self, run: Run, samples: int) -> tuple[list[ChunkRow], bool]:
+        """Chunks after the cursor with about so many samples, and whether there may be more."""
+        chunks: list[ChunkRow] = []
+        for chunk in self.store.chunks(run.run_id, after=run.cursor):
+            chunks.append(chunk)
+            samples -= chunk.n
+            if samples <= 0:
+                return chunks, True
+        return chunks, False
 
     def _drop(self, run_ids: list[int]) -> None:
         for run_id in run_ids:

@@ -56,11 +56,11 @@ class Views:
         with self._store.at_once():
             known = self._store.run(facts.run)
             view = None if known is None else self._fresh(key, known)
-            if known is None or view is None:
+            if known is None or view is None or known.samples - view.samples > most // 4:
                 return self._read(key, known or facts, pending, most)
             after = find(self._store, known, pending, first=view.upto + 1)
             count = sum(len(found.index) for found in after)
-            if count != known.samples - view.samples or count > most // 4:
+            if count != known.samples - view.samples:
                 return self._read(key, known, pending, most)
         return view.total + count, True, view.parts + [(found.attempt, found.columns()) for found in after]
 

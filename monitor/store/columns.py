@@ -62,11 +62,20 @@ def missing(column: Floats) -> NDArray[np.bool_]:
 
 
 _GETTERS = tuple(attrgetter(name) for name in COLUMNS)
+_all_of = attrgetter(*COLUMNS)
+_of_one = tuple(struct.Struct(f"<{n}d").pack for n in range(len(COLUMNS) + 1))
 
 
 def pack_lines(lines: list[Any], extra: dict[int, dict[str, Any]] | None = None) -> bytes:
     """Chunk of records that have an attribute (float, int or None) for each of COLUMNS."""
     bits, body = 0, []
+    if len(lines) == 1:  # most chunks of runs that report every second
+        there = []
+        for i, value in enumerate(_all_of(lines[0])):
+            if value is not None:
+                bits |= 1 << i
+                there.append(value)
+        return _finish(bits, 1, [_of_one[len(there)](*there)], extra or {})
     for i, of in enumerate(_GETTERS):
         values = list(map(of, lines))
         try:

@@ -99,21 +99,35 @@ class Reader:
         return facts
 
     def chunks(
-        self, run_id: int, attempt: int | None = None, *, after: int = 0, first: int = 0, last: int = 2**53,
-        limit: int = -1
-    ) -> Iterator[ChunkRow]:  # fmt: skip
-        """Chunks in the order of their ordinals that hold steps of first..last. Raises Damaged."""
-        where, cells = "run_id=? AND ord>?", [run_id, after]
-        if attempt is not None:
-            where, cells = f"{where} AND attempt=?", [*cells, attempt]
-        if first > 0 or last < 2**53:  # not for all of them: a damaged step would be passed over unseen
-            where, cells = f"{where} AND last_step>=? AND first_step<=?", [*cells, first, last]
-        for *row, crc in self._read(
-            f"SELECT * FROM chunks WHERE {where} ORDER BY ord LIMIT ?", (*cells, limit)
-        ):
-            if seal(*row) != crc:
-                raise self._damaged(f"chunk {row[0]} of run id {run_id} is damaged")
-            yield ChunkRow.of(row)
+        self, run_id: int, attempt: int | None = None, *, after: int = 0, first: int = 0, last: int = 2**53
+    ) -> Iterator[ChunkRow]:
+        """Chunks in the order of their ordinals that hold steps of first..last; who wants few takes few. Raises Damaged.
+
+        One attempt after the other: an older one takes nothing more once a newer one was heard of, and so each is read by the
+        index from the ordinal on, however much is behind it and however much before.
+        """
+        for number in self._attempts(run_id) if attempt is None else (attempt,):
+            where, cells = "run_id=? AND attempt=? AND ord>?", [run_id, number, after]
+            if first > 0 or last < 2**53:  # not for all of them: a damaged step would be passed over unseen
+                where, cells = f"{where} AND last_step>=? AND first_step<=?", [*cells, first, last]
+            for *row, crc in self._read(f"SELECT * FROM chunks WHERE {where} ORDER BY ord", cells):
+                if seal(*row) != crc:
+                    raise self._damaged(f"chunk {row[0]} of run id {run_id} is damaged")
+                yield ChunkRow.of(row)
+
+    def _attempts(self, run_id: int) -> list[int]:
+        """The run's attempts that have chunks, oldest first, found without going over the chunks. Raises Damaged."""
+        out, newest = [], -1
+        while True:
+            (found,) = next(
+                self._read("SELECT min(attempt) FROM chunks WHERE run_id=? AND attempt>?", (run_id, newest))
+            )
+            if found is None:
+                return out
+            if not isinstance(found, int) or found <= newest:
+                raise self._damaged(f"the order of run id {run_id}'s chunks is damaged")
+            out.append(found)
+            newest = found
 
     def tail(self, after: int, rows: int, samples: int) -> list[ChunkRow | EventRow]:
         """What was committed after an ordinal, of all runs, in order: at most `rows` chunks, about `samples` in them.
@@ -188,15 +202,16 @@ class Reader:
             yield cells
 
     def small_chunks(self, run_id: int, after: int, upto: int, most: int, limit: int) -> list[ChunkRow]:
-        """The run's chunks of fewer than `most` samples between two ordinals, in order. Raises Damaged."""
-        out = []
-        for *row, crc in self._read(
-            "SELECT * FROM chunks WHERE run_id=? AND ord>? AND ord<=? AND n<? ORDER BY ord LIMIT ?",
-            (run_id, after, upto, most, limit),
-        ):
-            if seal(*row) != crc:
-                raise self._damaged(f"chunk {row[0]} of run id {run_id} is damaged")
-            out.append(ChunkRow.of(row))
+        """The run's first `limit` chunks of fewer than `most` samples between two ordinals, in order. Raises Damaged."""
+        out: list[ChunkRow] = []
+        for attempt in self._attempts(run_id):
+            for *row, crc in self._read(
+                "SELECT * FROM chunks WHERE run_id=? AND attempt=? AND ord>? AND ord<=? AND n<? ORDER BY ord LIMIT ?",
+                (run_id, attempt, after, upto, most, limit - len(out)),
+            ):
+                if seal(*row) != crc:
+                    raise self._damaged(f"chunk {row[0]} of run id {run_id} is damaged")
+                out.append(ChunkRow.of(row))
         return out
 
     def small_bands(self, run_id: int, after: int, upto: int, most_bytes: int, limit: int) -> list[BandRow]:

@@ -172,7 +172,7 @@ def _holes(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
         have = counts.get(key, 0)
         if row[4] != have:
             holes[key] = row[4] - have  # all that is missing so far
-            cells = replace(ChunkRow.of(list(row[:-1])), before=have).row()
+            cells = ChunkRow.of(list(row[:-1]))._replace(before=have).row()
             moved.append((have, cells[11], cells[13], row[0]))
         counts[key] = have + row[3]
     db.executemany("UPDATE chunks SET before=?, head=?, crc=? WHERE ord=?", moved)

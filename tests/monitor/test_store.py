@@ -132,6 +132,40 @@ def test_a_flipped_byte_is_named_or_harmless_never_a_silent_change(tmp_path: Pat
     assert loud >= 8
 
 
+def test_the_next_chunks_of_a_run_are_found_without_going_over_all_of_it(tmp_path: Path) -> None:
+    """A judge that is behind asks for the next ones again and again."""
+    store = Store(tmp_path)
+    store.connection.execute("PRAGMA synchronous=OFF")
+    ingest = Ingest(store)
+    ingest.start()
+    for attempt in (1, 2, 7):
+        for seq in range(250):
+            both = sample("a", attempt, seq, seq + 1) + sample("b", 1, 250 * attempt + seq, 1)
+            ingest.submit(parse(both)).result(10)
+    ingest.stop()
+    chunks = list(store.chunks(1))
+    assert [c.ord for c in chunks] == sorted(c.ord for c in chunks) and len({c.attempt for c in chunks}) == 3
+    assert len(chunks) == 750
+    worked = 0
+
+    def count() -> int:
+        nonlocal worked
+        worked += 1
+        return 0
+
+    store.reader().set_progress_handler(count, 1)
+    for k in (0, len(chunks) // 2, len(chunks) - 3):
+        for read in (
+            lambda after: next(store.chunks(1, after=after)),
+            lambda after: store.small_chunks(1, after, 2**62, 1024, 1)[0],
+        ):
+            worked = 0
+            assert read(chunks[k].ord).ord == chunks[k + 1].ord
+            assert worked < 250, f"{worked} steps of SQLite's for one of {len(chunks)} chunks"
+    store.reader().set_progress_handler(None, 0)
+    store.close()
+
+
 def test_a_torn_log_opens_to_the_last_commit(tmp_path: Path) -> None:
     store = filled(tmp_path / "good")
     wal = (tmp_path / "good" / (FILE + "-wal")).read_bytes()
