@@ -1,8 +1,8 @@
 """Telling the monitor about a run, without ever making training wait for it.
 
 `report` puts a tuple in a queue and returns, in microseconds. One thread writes the queue to a spool on disk four
-times a second; another posts the spool to `POST {url}/v1/events`, oldest first, and deletes what was answered
-2xx. So a monitor that is down, hung or unresolvable costs disk, never a step; when it comes back the spool is
+times a second; another posts the spool to `POST {url}/v1/events`, oldest first, in larger requests the more waits, and
+deletes what was answered 2xx. So a monitor that is down, hung or unresolvable costs disk, never a step; when it comes back the spool is
 replayed. A killed process loses at most what a quarter of a second held.
 
 No method raises for anything the monitor, the network or the disk does, and none blocks but `close`, which waits
@@ -24,6 +24,7 @@ import gzip
 import http.client
 import itertools
 import os
+import re
 import sys
 import threading
 import time
@@ -32,12 +33,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.spool import Spool
+from launcher.spool import Segment, Spool
 from monitor import schema
 
 DRAIN_S = 0.25
 HEARTBEAT_S = 30.0
 LONGEST_WAIT_S = 15.0
+MOST_SEGMENTS, MOST_BYTES = 8, 4 << 20
+"""Of the spool in one request: one segment at first and after a failure, twice as many after each that was taken."""
+_ATTEMPT = re.compile(rb'"attempt":(\d+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,36 +242,50 @@ class Reporter:
     # the second thread: spool to monitor
 
     def _send_forever(self) -> None:
-        wait_s = 0.0
+        wait_s, most = 0.0, 1
         while not self._over:
-            taken = None
+            taken: list[Segment] = []
             try:
-                taken = self._spool.take() if self._spool else None
-                if taken is None:
+                lines = self._take(most, taken)
+                if not taken:
                     if self._stop.is_set():
                         self._idle.set()
                         return
                     self._wake.wait(1.0)
                     self._wake.clear()
                     continue
-                segment, lines = taken
-                if segment.lost:
-                    self._say(
-                        "damaged", f"{segment.path}: {segment.lost} lines were damaged or gone, and are lost"
-                    )
                 if self._deliver(lines):
-                    self._spool.drop(segment)  # type: ignore[union-attr]
-                    wait_s = 0.0
+                    for segment in taken:
+                        self._spool.drop(segment)  # type: ignore[union-attr]
+                    wait_s, most = 0.0, min(2 * most, MOST_SEGMENTS)
                     continue
-                self._spool.put_back(segment)  # type: ignore[union-attr]
             except Exception as error:
                 self._last_error = repr(error)
-                if taken is not None and self._spool is not None:
-                    self._spool.put_back(taken[0])
-            wait_s = min(LONGEST_WAIT_S, max(0.5, wait_s * 2))
+            for segment in taken:
+                self._spool.put_back(segment)  # type: ignore[union-attr]
+            wait_s, most = min(LONGEST_WAIT_S, max(0.5, wait_s * 2)), 1
             if self._stop.is_set():
                 wait_s = min(wait_s, 1.0)
             self._sleep(wait_s)
+
+    def _take(self, most: int, taken: list[Segment]) -> list[bytes]:
+        """The lines of the oldest segments, which are put in `taken`: a spool that waits goes out in few large requests, each
+        of which is a commit."""
+        lines: list[bytes] = []
+        size = 0
+        while self._spool is not None and len(taken) < most and size < MOST_BYTES:
+            found = self._spool.take()
+            if found is None:
+                break
+            segment, more = found
+            taken.append(segment)
+            lines += more
+            size += segment.size
+            if segment.lost:
+                self._say(
+                    "damaged", f"{segment.path}: {segment.lost} lines were damaged or gone, and are lost"
+                )
+        return lines
 
     def _sleep(self, seconds: float) -> None:
         """Wait before the next try; closing cuts it short."""
@@ -301,13 +319,11 @@ class Reporter:
         return False
 
     def _stale(self, lines: list[bytes], answer: str) -> bool:
-        """Some of these lines are of an attempt that was superseded: leave them out, send the others."""
-        mine = b'"attempt":%d,' % self.attempt
-        own = [line for line in lines if mine in line[:200]]
-        if own and len(own) < len(lines):
-            self._refused += len(lines) - len(own)
-            return self._deliver(own)
-        if own:
+        """Some of these lines are of an attempt that was superseded: each attempt's are sent by themselves, to leave out those."""
+        parts = [list(part) for _, part in itertools.groupby(lines, _attempt_of)]
+        if len(parts) > 1:
+            return all(self._deliver(part) for part in parts)
+        if _attempt_of(lines[0]) == b"%d" % self.attempt:
             self.superseded = True
             self._say("stale", f"attempt {self.attempt} of {self.run} was superseded: {answer[:200]}")
         self._refused += len(lines)
@@ -352,6 +368,12 @@ class Reporter:
         self._said = set() if topic == "back" else self._said | {topic}
         with contextlib.suppress(Exception):
             print(f"losscast reporter: {message}", file=sys.stderr, flush=True)
+
+
+def _attempt_of(line: bytes) -> bytes:
+    """The attempt that a line is of, in digits."""
+    found = _ATTEMPT.search(line[:200])
+    return b"" if found is None else found[1]
 
 
 def _address(url: str) -> tuple[str, str, int, str]:

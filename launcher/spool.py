@@ -160,10 +160,10 @@ class Spool:
             self.drop(segment)
 
     def take(self) -> tuple[Segment, list[bytes]] | None:
-        """The oldest segment and its lines, to be sent and then `drop`ped or `put_back`; None when empty."""
+        """The oldest segment that nobody has, with its lines, to be sent and then `drop`ped or `put_back`; None when there is
+        none."""
         with self._lock:
-            while self._segments:
-                segment = self._segments[0]
+            while (segment := next((s for s in self._segments if not s.busy), None)) is not None:
                 if segment is self._segments[-1]:
                     self._roll()
                 lines = self._read(segment)

@@ -16,6 +16,7 @@ import pytest
 
 from launcher.reporter import Reporter
 from launcher.spool import Spool, seal
+from monitor.schema import encode_event, sample
 
 
 class Service:
@@ -121,6 +122,50 @@ def test_what_was_said_while_the_monitor_was_away_arrives_when_it_comes_back(tmp
         assert [s["step"] for s in service.samples()] == list(range(400))
     finally:
         service.stop()
+
+
+def test_a_spool_that_waited_goes_out_in_few_large_requests_and_in_small_ones_after_a_failure(
+    tmp_path: Path,
+) -> None:
+    port, sizes = free_port(), list[int]()
+    voice = reporter(f"http://127.0.0.1:{port}", tmp_path)
+    for step in range(20_000):
+        voice.report(step=step, loss=2.0)
+        if step % 1000 == 999:
+            wait_for(lambda: not voice._queue)
+    wait_for(lambda: voice.stats().away)
+    service = Service(port)
+
+    def answer(events: list[dict[str, Any]]) -> int:
+        sizes.append(len(events))
+        return 503 if len(sizes) == 4 else 200
+
+    service.answer = answer
+    try:
+        assert voice.close(timeout_s=20)
+    finally:
+        service.stop()
+    assert [s["seq"] for s in service.samples()] == list(range(20_000))
+    assert max(sizes) >= 4000 and sizes[4] <= 1000 < sizes[3], sizes
+    assert len(sizes) < 14, sizes
+
+
+def test_what_is_left_of_an_attempt_that_is_still_listened_to_is_not_refused_with_an_older_one(
+    service: Service, tmp_path: Path
+) -> None:
+    for attempt, count in ((1, 1500), (2, 3)):
+        left = Spool(tmp_path, "run-a", attempt)
+        left._segments.clear()  # what it adopted stays where it lies
+        left.append(
+            [encode_event(sample("run-a", attempt, s, step=s, loss=1.0, time=1e9)) for s in range(count)]
+        )
+        left.close()
+    service.answer = lambda events: 409 if any(e["attempt"] < 2 for e in events) else 200
+    voice = reporter(service.url, tmp_path, attempt=3)
+    voice.report(step=4, loss=1.0)
+    assert voice.close(None)
+    assert [(s["attempt"], s["seq"]) for s in service.samples()] == [(2, 0), (2, 1), (2, 2), (3, 0)]
+    assert voice.stats().refused == 1500 and not voice.superseded
 
 
 def test_the_next_attempt_delivers_what_a_killed_one_left(service: Service, tmp_path: Path) -> None:
