@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -26,21 +27,9 @@ REASONS = ("invalid", "json", "run_id", "encoding", "too_large", "stale_attempt"
 
 
 @dataclass(slots=True)
-class Figures:
-    """One run as it is exported; None is left out. The first half is asked of every run, the rest of those shown in full."""
+class Detail:
+    """What is exported of a run that is shown in full; None is left out."""
 
-    run: str
-    owner: str
-    created: float
-    healthy: bool
-    team: str = ""
-    states: tuple[str, ...] = ()
-    """What holds of it now, from the judge's and the monitor's fixed words."""
-    last_step_time: float | None = None
-    muted: tuple[str, ...] = ()
-    """Alerts that somebody muted, or `all`."""
-    fill: "Callable[[Figures], None] | None" = None
-    """Sets what follows."""
     phase: str = "running"
     law: str = "none"
     """none, predicted or own_past."""
@@ -58,6 +47,23 @@ class Figures:
     gpu_seconds: dict[str, float] = field(default_factory=dict)
     checkpoint_time: float | None = None
     checkpoint_failures: int = 0
+
+
+class Figures(NamedTuple):
+    """What is asked of every active run, ten thousand of them at every scrape."""
+
+    run: str
+    owner: str
+    created: float
+    healthy: bool
+    team: str = ""
+    states: tuple[str, ...] = ()
+    """What holds of it now, from the judge's and the monitor's fixed words."""
+    last_step_time: float | None = None
+    muted: tuple[str, ...] = ()
+    """Alerts that somebody muted, or `all`."""
+    detail: "Callable[[], Detail]" = Detail
+    """Asked only where there is room for it."""
 
 
 GAUGES = {
@@ -108,6 +114,7 @@ _LABELS = {
 }  # fmt: skip
 
 Series = tuple[str, tuple[str, ...], float]
+_AGE = attrgetter("healthy", "created", "run")
 
 
 def vital(f: Figures) -> Iterator[Series]:
@@ -122,29 +129,30 @@ def vital(f: Figures) -> Iterator[Series]:
 
 def detail(f: Figures) -> Iterator[Series]:
     """The rest, the most wanted first."""
-    yield "run_info", (f.run, f.team, f.phase, f.law), 1.0
-    yield "samples_received", (f.run,), f.samples
-    yield "samples_nonfinite", (f.run, "nan"), f.nan
-    yield "samples_nonfinite", (f.run, "inf"), f.inf
-    if f.action is not None:
-        yield "advice", (f.run, f.action), 1.0
-    for name, value in f.gauges.items():
+    d = f.detail()
+    yield "run_info", (f.run, f.team, d.phase, d.law), 1.0
+    yield "samples_received", (f.run,), d.samples
+    yield "samples_nonfinite", (f.run, "nan"), d.nan
+    yield "samples_nonfinite", (f.run, "inf"), d.inf
+    if d.action is not None:
+        yield "advice", (f.run, d.action), 1.0
+    for name, value in d.gauges.items():
         if value is not None:
             yield name, (f.run,), value
-    for quantile, value in (f.final or {}).items():
+    for quantile, value in (d.final or {}).items():
         yield "run_predicted_final_loss", (f.run, quantile), value
-    for quantile, value in (f.step_seconds or {}).items():
+    for quantile, value in (d.step_seconds or {}).items():
         yield "run_step_seconds", (f.run, quantile), value
-    yield "band_violations", (f.run, "above"), f.above
-    yield "band_violations", (f.run, "below"), f.below
-    if f.checkpoint_time is not None:
-        yield "checkpoint_last_commit_timestamp_seconds", (f.run,), f.checkpoint_time
-        yield "checkpoint_verify_failures", (f.run,), f.checkpoint_failures
-    elif f.checkpoint_failures:
-        yield "checkpoint_verify_failures", (f.run,), f.checkpoint_failures
-    for state, seconds in f.gpu_seconds.items():
+    yield "band_violations", (f.run, "above"), d.above
+    yield "band_violations", (f.run, "below"), d.below
+    if d.checkpoint_time is not None:
+        yield "checkpoint_last_commit_timestamp_seconds", (f.run,), d.checkpoint_time
+        yield "checkpoint_verify_failures", (f.run,), d.checkpoint_failures
+    elif d.checkpoint_failures:
+        yield "checkpoint_verify_failures", (f.run,), d.checkpoint_failures
+    for state, seconds in d.gpu_seconds.items():
         yield "gpu_seconds", (f.run, state), seconds
-    for cause, count in f.restarts.items():
+    for cause, count in d.restarts.items():
         yield "restarts", (f.run, cause), count
 
 
@@ -171,14 +179,16 @@ def choose(figures: Iterable[Figures], room: int) -> tuple[list[Series], int]:
         return taken
 
     used = {}
-    for f in [f for f in runs if not f.healthy] + [f for f in runs if f.healthy]:
-        used[f.run] = take(vital(f), MAX_RUN_SERIES)
+    for f in runs:  # the unhealthy ones come first
+        if len(chosen) < room:
+            used[f.run] = take(vital(f), MAX_RUN_SERIES)
+        else:
+            used[f.run] = 0
+            left_out += len(f.muted) + len(f.states) + (f.last_step_time is not None)
     for f in runs:
         if len(chosen) >= room:  # what it would have had, without asking for it
             left_out += MAX_RUN_SERIES - used[f.run]
             continue
-        if f.fill is not None:
-            f.fill(f)
         take(detail(f), MAX_RUN_SERIES - used[f.run], whole=True)
     return chosen, left_out
 
@@ -186,11 +196,12 @@ def choose(figures: Iterable[Figures], room: int) -> tuple[list[Series], int]:
 def _in_turn(runs: list[Figures]) -> list[Figures]:
     """Unhealthy ones first, then the oldest; the owners take turns."""
     turn: dict[str, int] = {}
-    ranked = []
-    for f in sorted(runs, key=lambda f: (f.healthy, f.created, f.run)):
+    ranked: list[tuple[tuple[bool, int], Figures]] = []
+    for f in sorted(runs, key=_AGE):
         turn[f.owner] = turn.get(f.owner, 0) + 1
-        ranked.append((f.healthy, turn[f.owner], f.created, f.run, f))
-    return [entry[-1] for entry in sorted(ranked, key=lambda entry: entry[:-1])]
+        ranked.append(((f.healthy, turn[f.owner]), f))
+    ranked.sort(key=itemgetter(0))  # stable: of one turn the oldest is first
+    return [f for _, f in ranked]
 
 
 class Totals:

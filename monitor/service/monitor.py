@@ -22,7 +22,7 @@ from monitor.judging.run import band_columns
 from monitor.prometheus import alerts
 from monitor.service.attention import EVERY, Attention, shown
 from monitor.service.exporter import Exporter, Figures, Totals
-from monitor.service.figures import fill, plain
+from monitor.service.figures import detail_of, plain
 from monitor.service.goodput import goodput_of
 from monitor.service.laws import Laws
 from monitor.service.states import CALM, shown_state, states_of
@@ -40,6 +40,7 @@ MERGE_S = 20.0
 """Small chunks are looked for this often."""
 FORGOTTEN_S = 86400.0
 """A run that said nothing for a day leaves /metrics; it was paged for long enough."""
+NOTHING: dict[str, Any] = {}
 
 
 class Monitor:
@@ -310,16 +311,16 @@ class Monitor:
                 continue
             if now - max(facts.last_received, min(self.started, now)) > FORGOTTEN_S:
                 continue
-            last = self.judging.last.get(facts.run_id, {})
+            last = self.judging.last.get(facts.run_id, NOTHING)
             states = self.states(facts, last, now)
             step_time = facts.last_step_received
-            mute = mutes.get(facts.run)
+            mute = mutes.get(facts.run) if mutes else None
             yield Figures(
-                facts.run, facts.owner, facts.created_received, healthy=CALM.issuperset(states),
-                team=facts.team if facts.team in self.teams and facts.team else "", states=states,
-                last_step_time=None if step_time is None else max(step_time, self.started),
-                muted=() if mute is None else mute.alerts or (EVERY,),
-                fill=functools.partial(fill, facts, last),
+                facts.run, facts.owner, facts.created_received, CALM.issuperset(states),
+                facts.team if facts.team in self.teams and facts.team else "", states,
+                None if step_time is None else max(step_time, self.started),
+                () if mute is None else mute.alerts or (EVERY,),
+                functools.partial(detail_of, facts, last),
             )  # fmt: skip
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:

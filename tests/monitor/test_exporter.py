@@ -4,13 +4,28 @@ import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitor.service.exporter import GAUGES, MAX_RUN_SERIES, MAX_SERIES, REASONS, Exporter, Figures, Totals
+from monitor.service.exporter import (
+    GAUGES,
+    MAX_RUN_SERIES,
+    MAX_SERIES,
+    REASONS,
+    Detail,
+    Exporter,
+    Figures,
+    Totals,
+)
 
 
 def figures(run: str, owner: str = "t", created: float = 0.0, healthy: bool = True) -> Figures:
     return Figures(
-        run, owner, created, healthy, states=("healthy",) if healthy else ("diverged", "off_line"), action="continue",
-        last_step_time=1e9, gauges=dict.fromkeys(GAUGES, 1.5), final={"0.05": 1.0, "0.5": 2.0, "0.95": 3.0},
+        run, owner, created, healthy, states=("healthy",) if healthy else ("diverged", "off_line"), last_step_time=1e9,
+        detail=full,
+    )  # fmt: skip
+
+
+def full() -> Detail:
+    return Detail(
+        action="continue", gauges=dict.fromkeys(GAUGES, 1.5), final={"0.05": 1.0, "0.5": 2.0, "0.95": 3.0},
         step_seconds={"0.5": 1.0, "0.99": 2.0}, checkpoint_time=1e9, restarts={f"c{i}": 1 for i in range(8)},
     )  # fmt: skip
 
@@ -59,10 +74,11 @@ def test_one_run_has_at_most_thirty_series() -> None:
 
 
 def test_of_what_belongs_together_a_run_shows_all_or_nothing() -> None:
-    f = figures("a")
-    f.restarts, f.gpu_seconds = {}, {"useful": 1.0, "lost": 2.0, "idle": 3.0}
+    d = full()
+    d.restarts, d.gpu_seconds = {}, {"useful": 1.0, "lost": 2.0, "idle": 3.0}
+    f = figures("a")._replace(detail=lambda: d)
     for fewer in range(6):
-        f.gauges = dict.fromkeys(list(GAUGES)[fewer:], 1.5)
+        d.gauges = dict.fromkeys(list(GAUGES)[fewer:], 1.5)
         text = "\n".join(series(Exporter(lambda: [f], Totals(), "1")))
         assert text.count("losscast_gpu_seconds_total{") in (0, 3)
     assert text.count("losscast_gpu_seconds_total{") == 3
