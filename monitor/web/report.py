@@ -33,7 +33,7 @@ NOSCRIPT = tag(
 def report_html(data: dict[str, Any]) -> str:
     """The whole report as one HTML document."""
     uplot = _static("uPlot.iife.min.js")
-    script = "\n".join(_room(name) for name in ("format", "charts", "report"))
+    script = "\n".join(_room(name) for name in ("format", "fingers", "charts", "report"))
     style = "\n".join(_static(name) for name in ("uPlot.min.css", "theme.css", "report.css"))
     policy = (
         f"default-src 'none'; script-src {_hash(uplot)} {_hash(script)}; style-src {_hash(style)}; "

@@ -36,9 +36,18 @@ class Tab:
     """One signed-in tab that remembers everything that went wrong in it."""
 
     def __init__(
-        self, browser: Any, site: str, token: str | None = None, width: int = 1280, scheme: str = "light"
+        self,
+        browser: Any,
+        site: str,
+        token: str | None = None,
+        width: int = 1280,
+        scheme: str = "light",
+        phone: bool = False,
     ) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        """`phone`: fingers and no mouse."""
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=phone, is_mobile=phone
+        )
         self.page = self.context.new_page()
         self.site = site
         self.errors: list[str] = []

@@ -245,6 +245,64 @@ def test_a_million_points_are_drawn_and_the_wheel_zooms_onto_the_spike(
     page.wait_for_function("() => !location.search.includes('from=')", timeout=60000)
 
 
+def test_on_a_phone_two_fingers_zoom_one_moves_and_two_taps_show_the_whole(browser: Any, site: str) -> None:
+    tab = Tab(browser, site, page_stub.TOKEN, width=390, phone=True)
+    page = tab.open("/?run=a-million")
+    page.wait_for_selector("text=the smoothed line follows the bucket's mean")
+    page.wait_for_selector("text=pinch to zoom")
+    page.locator("#loss-chart .u-over").scroll_into_view_if_needed()
+    box = page.locator("#loss-chart .u-over").bounding_box()
+    devtools = tab.context.new_cdp_session(page)
+
+    def touch(kind: str, *shares: float, down: float = 0.5) -> None:
+        """Fingers at these shares of the width."""
+        points = [
+            {"x": box["x"] + box["width"] * share, "y": box["y"] + box["height"] * down, "id": i}
+            for i, share in enumerate(shares)
+        ]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def window() -> tuple[float, float]:
+        page.wait_for_timeout(400)
+        seen = dict(re.findall(r"(from|to)=(\d+)", page.url))
+        return float(seen.get("from", 0)), float(seen.get("to", 1_000_000))
+
+    touch("touchStart", 0.45, 0.55)
+    for k in range(1, 5):
+        touch("touchMove", 0.45 - 0.05 * k, 0.55 + 0.05 * k)
+    touch("touchEnd")
+    low, high = window()
+    assert 0.45e6 < (low + high) / 2 < 0.55e6 and 0.15e6 < high - low < 0.25e6, (low, high)
+    page.wait_for_selector("text=drag to move")
+    touch("touchStart", 0.5)
+    for k in range(1, 5):
+        touch("touchMove", 0.5 - 0.1 * k)
+    touch("touchEnd")
+    moved = window()
+    assert moved[0] - low == pytest.approx(0.4 * (high - low), rel=0.1), (low, high, moved)
+    assert moved[1] - moved[0] == pytest.approx(high - low, rel=0.02)
+    assert page.evaluate("scrollX") == 0
+    scrolled = page.evaluate("scrollY")
+    touch("touchStart", 0.5)
+    for k in range(1, 6):
+        touch("touchMove", 0.5, down=0.5 - 0.1 * k)
+    touch("touchEnd")
+    assert window() == moved, "a finger that goes up scrolls the page"
+    assert page.evaluate("scrollY") > scrolled
+    page.locator("#loss-chart .u-over").scroll_into_view_if_needed()
+    box = page.locator("#loss-chart .u-over").bounding_box()
+    for _ in range(2):
+        touch("touchStart", 0.4)
+        touch("touchEnd")
+    page.wait_for_function("() => !location.search.includes('from=')")
+    touch("touchStart", 0.3)
+    touch("touchMove", 0.35)
+    assert "step" in page.inner_text("#loss-chart .readout")
+    touch("touchEnd")
+    tab.context.close()
+    assert tab.errors == []
+
+
 def test_a_run_moves_without_a_reload(tab: Tab, runs: dict[str, dict[str, Any]]) -> None:
     page = tab.open("/?run=gpt-71k-target")
     held = runs["gpt-71k-target"]

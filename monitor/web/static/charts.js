@@ -2,6 +2,7 @@
 // Bands, marks and points live on their own grids and are drawn on the canvas, so that a prediction of 2,000 steps
 // and a run of a million need no common axis. Colours are names of CSS variables, read again at every drawing.
 /* global uPlot */
+import * as fingers from "./fingers.js";
 import * as format from "./format.js";
 
 export function css(name) {
@@ -68,7 +69,7 @@ function extent(arrays, keep = () => true) {
  * spec.xAxis, spec.yAxis   {log, label, format, short}; spec.yFit (u, [lo, hi] of x) -> [lo, hi] or null for automatic
  * spec.height   CSS pixels; spec.window [min, max] or null; spec.onWindow(min|null, max|null); spec.onCursor(index)
  * spec.onMove   (min|null, max|null) while the wheel turns: with Ctrl it zooms at the pointer (as a pinch on a touchpad
- *               does), with Shift or sideways it moves; a wheel alone scrolls the page
+ *               does), with Shift or sideways it moves; a wheel alone scrolls the page. So do fingers: see fingers.js
  * spec.sync     charts of one name share the pointer; spec.roomAtEnd leaves space after the last point
  */
 export function chart(host, spec) {
@@ -224,31 +225,43 @@ export function chart(host, spec) {
   readout.textContent = now.rest ?? "";
   const plot = new uPlot(opts, data(), box);
 
+  const flat = (v) => (now.xAxis.log ? Math.log(v) : v), back = (v) => (now.xAxis.log ? Math.exp(v) : v);
+  /** Put a range of the even scale in view; past either end of all there is it stops there, and is as wide as it was. */
+  const show = (from, to) => {
+    const all = xExtent();
+    if (!all) return;
+    const [start, end] = all.map(flat);
+    if (to - from >= (end - start) * 0.999) return now.onMove(null, null);
+    const by = Math.max(0, start - from) + Math.min(0, end - to);
+    now.onMove(back(from + by), back(to + by));
+  };
+
   plot.over.addEventListener("wheel", (event) => {
     const pinch = event.ctrlKey || event.metaKey;
     const sideways = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY);
     if (!now.onMove || !(pinch || (sideways && now.window))) return;
     event.preventDefault();
-    const { log } = now.xAxis;
-    const flat = log ? Math.log : (v) => v, back = log ? Math.exp : (v) => v;
-    const all = xExtent();
-    if (!all) return;
-    const [start, end] = all.map(flat);
     const [low, high] = xRange().map(flat);
     const turned = (event.deltaX || event.deltaY) * (event.deltaMode ? 24 : 1);
     const width = plot.over.clientWidth || 1;
-    let from, to;
     if (pinch) {
       const factor = Math.exp(Math.max(-240, Math.min(240, turned)) / 240);
       const here = low + (high - low) * Math.max(0, Math.min(1, (event.clientX - plot.over.getBoundingClientRect().left) / width));
-      [from, to] = [here - (here - low) * factor, here + (high - here) * factor];
+      show(here - (here - low) * factor, here + (high - here) * factor);
     } else {
-      const by = Math.max(start - low, Math.min(end - high, (turned / width) * (high - low)));
-      [from, to] = [low + by, high + by];
+      const by = (turned / width) * (high - low);
+      show(low + by, high + by);
     }
-    if (to - from >= (end - start) * 0.999) return now.onMove(null, null);
-    now.onMove(back(Math.max(start, from)), back(Math.min(end, to)));
   }, { passive: false });
+  if (now.onMove) {
+    fingers.listen(plot.over, {
+      range: () => (xExtent() ? xRange().map(flat) : null),
+      zoomed: () => Boolean(now.window),
+      show,
+      whole: () => now.onWindow?.(null, null),
+      read: (share) => plot.setCursor({ left: share * plot.over.clientWidth, top: plot.over.clientHeight / 2 }),
+    });
+  }
 
   const observer = new ResizeObserver(() => {
     const width = Math.max(200, box.clientWidth);
@@ -265,6 +278,7 @@ export function chart(host, spec) {
     update(change) {
       now = { ...now, ...change };
       plot.setData(data());
+      if (plot.cursor.idx === null || plot.cursor.idx === undefined) readout.textContent = now.rest ?? "";
     },
     destroy() {
       observer.disconnect();

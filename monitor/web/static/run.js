@@ -141,7 +141,7 @@ export async function open(host, context) {
       yFit: log ? undefined : settled(seen.step.length ? data.x : [], [data.loss], [...bands, ...live], { positive: ys === "log" }),
       levels: Number.isFinite(run.target_loss) ? [{ y: run.target_loss, stroke: "--good", dash: [3, 3] }] : [],
       height: innerWidth < 600 ? 320 : 440,
-      rest: !seen.step.length ? "No sample yet: this is what was predicted." : TOUCH ? "Touch the curve to read it."
+      rest: !seen.step.length ? "No sample yet: this is what was predicted." : TOUCH ? (from === null ? "Touch the curve to read it, pinch to zoom." : "Pinch to zoom, drag to move, tap twice for the whole.")
         : `Drag or ${PINCH} to zoom${from === null ? "" : ", Shift+wheel to move"}, double-click to zoom out.`,
       readout: (i) => `${axis.say(data.x[i])}${kind === "steps" ? "" : `, step ${format.count(data.step[i])}`} · loss ${data.lost[i] ? "not a number" : format.loss(data.loss[i])}`
         + (width > 1 ? ` · smoothed ${format.loss(soft[i])}` : "")
@@ -216,7 +216,7 @@ export async function open(host, context) {
     await look();
   }
 
-  /** While the wheel turns: drawn at once from what is at hand, whose buckets keep their extremes, and asked for at rest. */
+  /** While the wheel or fingers move it: drawn at once from what is at hand, whose buckets keep their extremes, and asked for at rest. */
   let resting = null, due = 0;
   function move(from, to) {
     if (from !== null && to - from < 8) return;
