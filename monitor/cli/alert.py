@@ -86,12 +86,18 @@ def test(args: argparse.Namespace) -> int:
     """Hand Alertmanager an alert that resolves by itself after two minutes."""
     import json
     import sys
+    import urllib.parse
     import urllib.request
     from datetime import UTC, datetime, timedelta
 
     from monitor.errors import Failed, WrongInput
 
-    if not args.alertmanager.startswith(("http://", "https://")):
+    try:
+        usable = urllib.parse.urlsplit(args.alertmanager)
+        good = usable.scheme in ("http", "https") and bool(usable.hostname) and usable.port != 0
+    except ValueError:
+        good = False
+    if not good:
         raise WrongInput(f"--alertmanager {args.alertmanager}: give http://HOST:PORT")
     labels = {
         "alertname": "LosscastTest",

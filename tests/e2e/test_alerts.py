@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
 from launcher.reporter import Reporter
 from monitor.prometheus.alerts import rules_yaml
 from tests.monitor.live import ALERTMANAGER, PROMETHEUS, Service, Webhook, alertmanager, prometheus, wait_for
+
+EXAMPLE = Path(__file__).parents[2] / "k8s" / "rules" / "alertmanager.example.yaml"
 
 pytestmark = [
     pytest.mark.e2e,
@@ -109,10 +112,58 @@ def test_a_page_does_not_resolve_when_the_monitor_dies(tmp_path: Path) -> None:
 
 
 def test_a_test_alert_arrives(tmp_path: Path) -> None:
-    from launcher.cli import main
-
     webhook = Webhook()
     with alertmanager(tmp_path / "am", webhook) as manager:
         assert main(["alert", "test", "--alertmanager", manager.url, "--severity", "warning"]) == 0
         wait_for(lambda: webhook.firing("LosscastTest", "losscast-test"), 10)
     assert main(["alert", "test", "--alertmanager", manager.url]) == 1
+
+
+def test_a_test_alert_goes_where_the_example_configuration_sends_its_severity_and_resolves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pager, channel = Webhook(), Webhook()
+    config = EXAMPLE.read_text().replace("http://127.0.0.1:9099/pager", pager.url)
+    config = config.replace("http://127.0.0.1:9099/channel", channel.url).replace(
+        "group_wait: 5s", "group_wait: 1s"
+    )
+    with alertmanager(tmp_path / "am", pager, config) as manager:
+        for severity in ("critical", "warning", "info"):
+            sent = [
+                "alert",
+                "test",
+                "--alertmanager",
+                manager.url + "/",
+                "--severity",
+                severity,
+                "--team",
+                "text",
+            ]
+            assert main(sent) == 0
+            assert severity in capsys.readouterr().err
+        wait_for(lambda: pager.firing("LosscastTest", "losscast-test"), 10)
+        # a page of the same alert and run is under way: the warning is inhibited, as a real one would be
+        time.sleep(3.0)
+        assert not channel.got
+        assert {a["labels"]["team"] for _, a in pager.got} == {"text"}
+        assert {a["labels"]["severity"] for _, a in pager.got} == {"critical"}
+    with alertmanager(tmp_path / "calm", pager, config) as manager:
+        assert main(["alert", "test", "--alertmanager", manager.url, "--severity", "warning"]) == 0
+        wait_for(lambda: channel.firing("LosscastTest", "losscast-test"), 10)
+        assert len(pager.got) == 1
+
+
+def test_what_is_no_alertmanager_is_named_with_what_to_give_instead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        Service(tmp_path / "store") as service,
+        prometheus(tmp_path / "prom", service, rules_yaml()) as other,
+    ):
+        for url, status, words in (
+            (service.url, 1, "is this an Alertmanager?"), (other.url, 1, "is this an Alertmanager?"),
+            ("127.0.0.1:9093", 2, "give http://HOST:PORT"), ("http://[::1", 2, "give http://HOST:PORT"),
+        ):  # fmt: skip
+            assert main(["alert", "test", "--alertmanager", url]) == status, url
+            said = capsys.readouterr().err
+            assert words in said and url in said and len(said.splitlines()) == 1

@@ -223,11 +223,12 @@ class Webhook:
 
 
 @contextlib.contextmanager
-def alertmanager(folder: Path, webhook: Webhook) -> Iterator["Restartable"]:
-    """A real Alertmanager that sends everything to the webhook at once."""
+def alertmanager(folder: Path, webhook: Webhook, config: str | None = None) -> Iterator["Restartable"]:
+    """A real Alertmanager, which without a configuration of its own sends everything to the webhook at once."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "alertmanager.yml").write_text(
-        "route: {receiver: hook, group_by: [alertname, run], group_wait: 0s, group_interval: 1s, repeat_interval: 1h,\n"
+        config
+        or "route: {receiver: hook, group_by: [alertname, run], group_wait: 0s, group_interval: 1s, repeat_interval: 1h,\n"
         "  routes: [{receiver: nobody, matchers: ['alertname = Watchdog']}]}\n"
         "inhibit_rules:\n"
         "  - {source_matchers: ['alertname = LossNonFinite'], target_matchers: ['alertname =~ \"Loss(OffLine|Diverged|AbovePrediction|BelowPrediction|Spike)\"'], equal: [run]}\n"
