@@ -3,6 +3,9 @@
 Own time is from the step's begin to the end of its first forward pass, in seconds: what a rank does before it first
 waits for the others. With ZeRO 3 and in a pipeline the forward pass already waits, and all ranks look alike: then
 nobody is named. On a GPU it is measured by events, so that the step never waits for the clock.
+
+A lag of less than MATTERS_S is the scheduler's noise and not worth a person's look, whatever its ratio; where ranks take
+turns at being slow, that is said once in SAY_S and the turns are counted.
 """
 
 import statistics
@@ -17,6 +20,10 @@ SLOW_RATIO = 1.3
 """A rank is a straggler when the median of its own time is this many times the median rank's."""
 FAIR_RATIO = 1.1
 """And it is none any more below this."""
+MATTERS_S = 0.005
+"""Nor is it one while it keeps the others waiting for less than this, in each step."""
+SAY_S = 60.0
+"""Between two words in the log."""
 
 
 class Stopwatch:
@@ -56,7 +63,8 @@ class Stragglers:
     def __init__(self, window: int = WINDOW) -> None:
         self._rows: deque[Sequence[float]] = deque(maxlen=window)
         self._named: int | None = None
-        self._news: str | None = None
+        self._told: int | None = None
+        self._ratio, self._changes, self._said = 1.0, 0, float("-inf")
 
     def add(self, own_s: Sequence[float]) -> dict[str, Any]:
         """Take one step's own times, by rank. Returns {"slow_rank", "slow_ratio"} for the wire; empty when none is slow.
@@ -66,20 +74,21 @@ class Stragglers:
         self._rows.append(own_s)
         if len(own_s) < 2 or len(self._rows) < (self._rows.maxlen or 0):
             return {}
-        slow, ratio = self._slowest(len(own_s))
-        if slow != self._named:
-            was, self._named = self._named, slow
-            self._news = (
-                f"rank {was} keeps up again"
-                if slow is None
-                else f"rank {slow} is slow: {ratio:.2f} x the others' time before they meet"
-            )
-        return {} if slow is None else {"slow_rank": slow, "slow_ratio": round(ratio, 3)}
+        slow, self._ratio = self._slowest(len(own_s))
+        self._changes += slow != self._named
+        self._named = slow
+        return {} if slow is None else {"slow_rank": slow, "slow_ratio": round(self._ratio, 3)}
 
-    def news(self) -> str | None:
-        """What changed, once."""
-        news, self._news = self._news, None
-        return news
+    def news(self, now: float) -> str | None:
+        """What changed, once, and at most every SAY_S seconds; what changed back meanwhile is counted. `now` in seconds,
+        of any clock that goes forward."""
+        if self._named == self._told or now - self._said < SAY_S:
+            return None
+        turns = f" ({self._changes} changes in {now - self._said:.0f} s)" if self._changes > 1 else ""
+        was, self._told, self._changes, self._said = self._told, self._named, 0, now
+        if self._named is None:
+            return f"rank {was} keeps up again{turns}"
+        return f"rank {self._named} is slow: {self._ratio:.2f} x the others' time before they meet{turns}"
 
     def _slowest(self, ranks: int) -> tuple[int | None, float]:
         usual = [statistics.median(row[rank] for row in self._rows) for rank in range(ranks)]
@@ -87,8 +96,12 @@ class Stragglers:
         others = statistics.median(usual[:slow] + usual[slow + 1 :])
         ratio = usual[slow] / others if others > 0 else 1.0
         named = self._named
-        if named is not None and usual[named] >= FAIR_RATIO * others and ratio < SLOW_RATIO:
-            slow, ratio = named, usual[named] / others
-        elif ratio < SLOW_RATIO:
-            return None, 1.0
-        return slow, ratio
+        if ratio >= SLOW_RATIO and usual[slow] - others >= MATTERS_S:
+            return slow, ratio
+        if (
+            named is not None
+            and usual[named] >= FAIR_RATIO * others
+            and usual[named] - others >= MATTERS_S / 2
+        ):
+            return named, usual[named] / others
+        return None, 1.0

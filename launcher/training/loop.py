@@ -221,7 +221,7 @@ def train(
                 tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
                 record.add(step, tokens, loss, val, lr, norm)
                 extra: dict[str, Any] = stragglers.add(trainer.own_s)
-                if (news := stragglers.news()) is not None:
+                if (news := stragglers.news(now)) is not None:
                     print(f"losscast: step {step}: {news}", file=sys.stderr, flush=True)
                 if reporter is not None:
                     if val is not None:
