@@ -25,7 +25,7 @@ from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
 from launcher.runspec.model import RunSpec
 from launcher.storage.output import note_failure
 from launcher.storage.remote import forget_stop, stop_asked, within_reach
-from launcher.storage.runfolder import RunFolder, last_step
+from launcher.storage.runfolder import RunFolder, last_step, steps_after
 from launcher.training.assignment import Assignment, Outcome
 from launcher.training.saving import newest_verified, present
 
@@ -80,7 +80,7 @@ class Driver:
         self.folder, self.spec = folder, spec
         self.group = Group(spec, max(1, cpus // gpus) if gpus else 1, say)
         self.restarts = Restarts(spec.policy)
-        self.ledger = Ledger.read(folder.path / "goodput.json", spec.cluster.price_per_gpu_hour)
+        self.ledger = self._books()
         self.rollbacks = Rollbacks.read(folder, spec)
         self.adviser = Adviser.of(spec, say)
         self.pace = Pace.of(spec, say)
@@ -98,6 +98,8 @@ class Driver:
 
     def run(self, owner: Any) -> int:
         """Attempts until the run is finished, stopped or given up. Returns the exit status; raises LeaseGone."""
+        if self.owner is not None and self.owner.lost is not None:
+            self.ledger = self._books()  # somebody else may have kept them meanwhile
         self.owner = owner
         if self.pace is not None:
             patiently(lambda: forget_stop(self.folder), "clear the wish to stop")  # it meant the one before
@@ -132,7 +134,7 @@ class Driver:
         self.attempt = patiently(self.owner.next_attempt, "take the run")
         resume = patiently(lambda: newest_verified(self.folder, say, self._unfit), "read checkpoints")
         step = resume.step if resume else 0
-        lost = self.ledger.settle(step, time.monotonic())
+        lost = self.ledger.settle(step, time.monotonic()) + self._take_over(step)
         if lost:
             say(f"{self.spec.name}: {lost} steps since the last commit are trained again")
         if self.ledger.total_s:
@@ -164,7 +166,8 @@ class Driver:
         self._growing = self._resting = False
         self._looked = time.monotonic()
         self._began, self._from = self._looked, step
-        self.ledger.begin(here.ranks, step, time.monotonic())
+        self.ledger.begin(here.ranks, step, time.monotonic(), self.attempt)
+        self.ledger.write(self.folder.path / "goodput.json")  # whoever goes on after us knows what was open
         try:
             return self.group.train(assignment, here.ranks, lambda seen: self._tick(seen, here))
         finally:
@@ -172,6 +175,16 @@ class Driver:
             self.ledger.saw(self.reached(), now, self.group.seen.age_s)
             self.ledger.end(now)
             self.group.halt()
+
+    def _books(self) -> Ledger:
+        return Ledger.read(self.folder.path / "goodput.json", self.spec.cluster.price_per_gpu_hour)
+
+    def _take_over(self, step: int) -> int:
+        """Book what a driver before this one, which went without a word, had open. Returns the steps lost."""
+        left = self.ledger.left
+        if left is None:
+            return 0
+        return self.ledger.take_over(steps_after(self.folder, left.number, left.start_step), step)
 
     def _asked(self) -> bool:
         """Somebody asked the run to stop while no attempt trains."""
@@ -301,7 +314,8 @@ class Driver:
         self.ledger.write(self.folder.path / "goodput.json")
 
     def close(self) -> None:
-        """Give every place back, and keep the books."""
-        self.ledger.settle(last_commit(self.folder), time.monotonic())
-        self.ledger.write(self.folder.path / "goodput.json")
+        """Give every place back, and keep the books, unless the run has become somebody else's, whose books they are now."""
+        if self.owner is None or self.owner.lost is None:
+            self.ledger.settle(last_commit(self.folder), time.monotonic())
+            self.ledger.write(self.folder.path / "goodput.json")
         self.group.close()

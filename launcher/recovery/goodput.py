@@ -8,10 +8,14 @@ An attempt's time between its first and its last step is shared out over its ste
 GPU. What a commit holds is booked once the driver has seen the commit, so that the books of a run that lives are true up
 to its newest checkpoint; where the run has to go on from an older one, useful seconds become lost ones. The ledger is
 kept in the run's folder, so that it goes on through every driver of the run; the time between two drivers is nobody's
-and not counted. Seconds, except where dollars are named.
+and not counted. A driver that went without a word (killed, its cluster or its machine gone) leaves its last attempt open in
+there: the next driver books it, by the times at which that attempt's steps were recorded. At az:// the folder is one machine's,
+and another machine's driver begins new books. Seconds, except where dollars are named.
 """
 
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from launcher.storage.runfolder import read_json, write_whole
 
 @dataclass
 class Attempt:
-    """One attempt as the driver saw it. Times are seconds on the driver's own clock."""
+    """One attempt as the driver saw it. Times are seconds on the driver's own monotonic clock."""
 
     ranks: int
     began: float
@@ -33,6 +37,11 @@ class Attempt:
     booked_steps: int = 0
     """Before `start_step`, and booked as useful already: `Ledger.keep` moves `began` and `start_step` on."""
     booked_s: float = 0.0
+    number: int = 0
+    """In the run's log."""
+
+
+ATTEMPT = frozenset(f.name for f in fields(Attempt))
 
 
 @dataclass
@@ -47,6 +56,8 @@ class Ledger:
     price_per_gpu_hour: float = 0.0
     open: list[Attempt] = field(default_factory=list)
     """The attempt that is not settled yet, if any."""
+    left: Attempt | None = None
+    """What an earlier driver had open when it went. Its times are seconds since the epoch."""
 
     @property
     def total_s(self) -> float:
@@ -60,11 +71,11 @@ class Ledger:
     def dollars(self, seconds: float) -> float:
         return seconds / 3600.0 * self.price_per_gpu_hour
 
-    def begin(self, ranks: int, start_step: int, now: float) -> None:
+    def begin(self, ranks: int, start_step: int, now: float, number: int = 0) -> None:
         """An attempt begins; one that is still open ended without a word."""
         if self.open:
             self.end(now)
-        self.open = [Attempt(ranks, now, start_step, reached=start_step)]
+        self.open = [Attempt(ranks, now, start_step, reached=start_step, number=number)]
         self.attempts += 1
 
     def saw(self, step: int, now: float, age_s: float = 0.0) -> None:
@@ -85,7 +96,24 @@ class Ledger:
         idle. Returns the steps lost."""
         if not self.open:
             return 0
-        a = self.open.pop()
+        return self._book(self.open.pop(), kept_step, now)
+
+    def take_over(self, steps: Sequence[tuple[int, float]], kept_step: int) -> int:
+        """Book what an earlier driver left open. Returns the steps lost.
+
+        steps      of that attempt after `left.start_step`, oldest first, each with when it was recorded (seconds since the epoch)
+        kept_step  what the run goes on from
+        """
+        if self.left is None:
+            return 0
+        a, self.left = self.left, None
+        if steps:
+            ahead = max(0.0, a.began - steps[0][1])  # the recorder's clock may lag behind the driver's
+            a.first_step, a.last_step, a.reached = steps[0][1] + ahead, steps[-1][1] + ahead, steps[-1][0]
+        a.ended = max(a.began, a.last_step or 0.0)  # when it went is not known
+        return self._book(a, kept_step, a.ended)
+
+    def _book(self, a: Attempt, kept_step: int, now: float) -> int:
         trained, span = _trained(a, a.ended or now)
         kept = min(max(0, kept_step - a.start_step), trained)
         useful = span * kept / trained if trained else 0.0
@@ -148,11 +176,14 @@ class Ledger:
         }
 
     def write(self, path: Path) -> None:
-        """Keep the settled part. A disk that refuses, or is away, costs the books, not the run."""
+        """Keep the books, and what is open. A disk that refuses, or is away, costs the books, not the run."""
+        since = time.time() - time.monotonic()
+        still = self.left or (shifted(self.open[0], since) if self.open else None)
+        document = asdict(self) | {"left": asdict(still) if still else None}
         try:
             if not path.parent.is_dir():
                 raise FileNotFoundError(f"{path.parent} is not there")
-            write_whole(path, {k: v for k, v in asdict(self).items() if k != "open"})
+            write_whole(path, {k: v for k, v in document.items() if k != "open"})
         except OSError as error:
             print(f"losscast: goodput is not kept: {error}", flush=True)
 
@@ -162,11 +193,20 @@ class Ledger:
         try:
             kept = read_json(path) or {}
             known = {k: v for k, v in kept.items() if k in cls.__dataclass_fields__ and k != "open"}
+            left = known.get("left")
+            known["left"] = Attempt(**left) if isinstance(left, dict) and left.keys() <= ATTEMPT else None
             ledger = cls(**known)
         except (ValueError, OSError, TypeError):
             ledger = cls()
         ledger.price_per_gpu_hour = price_per_gpu_hour or 0.0
         return ledger
+
+
+def shifted(a: Attempt, seconds: float) -> Attempt:
+    """The attempt by a clock that is so much ahead."""
+    first, last = (None if t is None else t + seconds for t in (a.first_step, a.last_step))
+    ended = a.ended + seconds if a.ended else 0.0
+    return replace(a, began=a.began + seconds, first_step=first, last_step=last, ended=ended)
 
 
 def _trained(a: Attempt, ended: float) -> tuple[int, float]:

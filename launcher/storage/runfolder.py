@@ -145,3 +145,30 @@ def last_step(folder: RunFolder, attempt: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def steps_after(folder: RunFolder, attempt: int, step: int) -> list[tuple[int, float]]:
+    """Steps after `step` that the attempt recorded, oldest first, each with when (seconds since the epoch). Reads no more of
+    the curve than it has to, from its end."""
+    span = 1 << 16
+    try:
+        with folder.curve(attempt).open("rb") as file:
+            size = os.path.getsize(file.name)
+            while True:
+                file.seek(max(0, size - span))
+                *whole, _ = file.read().split(b"\n")
+                rows = [row for line in whole if (row := _row(line)) is not None]
+                if span >= size or (rows and rows[0][0] <= step):
+                    return [row for row in rows if row[0] > step]
+                span *= 8
+    except OSError:
+        return []
+
+
+def _row(line: bytes) -> tuple[int, float] | None:
+    """Step and time of a curve's line; None for its heading, and for what is not a whole line."""
+    fields = line.strip().split(b",")
+    try:
+        return (int(fields[1]), float(fields[8])) if len(fields) == 9 else None
+    except ValueError:
+        return None

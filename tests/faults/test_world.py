@@ -93,7 +93,7 @@ def same_line(run: Run) -> None:
 
 
 def test_a_driver_that_is_killed_is_begun_again_at_once(home: Path, head: local_ray.Head) -> None:
-    run = start(spec_of(home, "driverless", steps=FOR_EVER), head)
+    run = start(spec_of(home, "driverless", steps=FOR_EVER, every=5000), head)
     run.reached(30, attempt=1)
     killed = time.time()
     run.kill(driver_of(run))
@@ -105,6 +105,13 @@ def test_a_driver_that_is_killed_is_begun_again_at_once(home: Path, head: local_
     assert failure["cause"] == "killed" and "the driver" in failure["message"]
     stopped_well(run)
     assert "was ended by SIGKILL" in run.log() and "begun again" in run.log()
+    lost = int(run.steps(1)[-1]["step"])
+    books = json.loads((run.folder.path / "goodput.json").read_text())
+    assert (
+        books["steps_lost"] == lost
+        and books["lost_s"] > 0
+        and f"{lost} steps since the last commit" in run.log()
+    )
 
 
 @LONG

@@ -23,7 +23,8 @@ from launcher.recovery.rank import Pulse
 from launcher.recovery.restarts import Failure, Restarts
 from launcher.recovery.rollback import wanted
 from launcher.runspec.model import Policy, RunSpec
-from launcher.storage.runfolder import RunFolder
+from launcher.storage.record import Record
+from launcher.storage.runfolder import RunFolder, steps_after
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 from launcher.training import warm
@@ -146,10 +147,28 @@ def test_a_rank_that_is_slow_for_good_is_named_and_one_slow_step_is_not() -> Non
     slow = Stragglers(window=16)
     found = [slow.add([1.0, 1.0, 1.6, 1.0]) for _ in range(16)]
     assert found[-1] == {"slow_rank": 2, "slow_ratio": 1.6} and found[-2] == {}
-    assert "rank 2 is slow" in (slow.news() or "") and slow.news() is None
+    assert "rank 2 is slow" in (slow.news(0.0) or "") and slow.news(0.1) is None
     for _ in range(16):
         slow.add([1.0] * 4)
-    assert "rank 2 keeps up again" in (slow.news() or "")
+    assert slow.news(59.0) is None and "rank 2 keeps up again" in (slow.news(60.0) or "")
+
+
+def test_a_lag_that_nobody_waits_for_is_not_named() -> None:
+    quick, slower = Stragglers(window=4), Stragglers(window=4)
+    assert [quick.add([0.002, 0.004]) for _ in range(40)] == [{}] * 40
+    assert [slower.add([0.02, 0.04]) for _ in range(4)][-1] == {"slow_rank": 1, "slow_ratio": 2.0}
+
+
+def test_ranks_that_are_slow_by_turns_are_said_once_a_minute_and_counted() -> None:
+    turns, said = Stragglers(window=4), []
+    for step in range(100_000):  # of 5 ms: 500 s
+        own = [0.01, 0.01]
+        own[step // 8 % 2] = 0.03
+        turns.add(own)
+        if (news := turns.news(step * 0.005)) is not None:
+            said.append(news)
+    assert 5 <= len(said) <= 9
+    assert "changes in 60 s)" in said[1] and "changes" not in said[0]
 
 
 def test_of_two_ranks_the_slow_one_is_named() -> None:
@@ -429,3 +448,59 @@ def test_a_second_start_of_an_entrypoint_waits_for_the_first_and_begins_nothing_
     assert len(found) == 1
     wait_for_turn(folder, "s-1", said.append)  # whoever comes after the end, or resumes, goes on
     wait_for_turn(folder, "s-2", said.append)
+
+
+@pytest.mark.parametrize("committed", [0, 40])
+@pytest.mark.parametrize("lag_s", [0.0, 50.0])
+def test_what_a_driver_that_went_without_a_word_had_open_is_booked_by_the_next(
+    tmp_path: Path, committed: int, lag_s: float
+) -> None:
+    """lag_s: the recorder's clock is so much behind the driver's."""
+    folder, path = RunFolder.at(str(tmp_path)), tmp_path / "goodput.json"
+    book, began = Ledger(), time.monotonic()
+    book.begin(2, 0, began, number=7)
+    book.write(path)
+    if committed:
+        for step in range(1, committed + 2):
+            book.saw(step, began + 10.0 + step)
+        assert book.keep(committed)
+        book.write(path)
+    record = Record(folder.curve(7), "r", None)
+    record.close()
+    epoch = time.time() - time.monotonic() + began - lag_s
+    with folder.curve(7).open("a") as file:
+        file.writelines(f"r,{s},{s},1.0,,,,,{epoch + 10 + s:.3f}\r\n" for s in range(1, 61))
+        file.write(f"r,61,61,1.0,,,,,{epoch:.0f}"[:-4])  # cut off by the kill
+    found = Ledger.read(path, None)
+    assert found.left is not None and found.left.number == 7 and not found.open
+    steps = steps_after(folder, 7, found.left.start_step)
+    assert [s for s, _ in steps] == list(range(committed + 1, 61))
+    assert found.take_over(steps, committed) == 60 - committed and found.left is None
+    assert (found.useful_s, found.lost_s) == (
+        pytest.approx(2 * committed),
+        pytest.approx(2 * (60 - committed), rel=0.06),
+    )
+    started_s = 0.0 if lag_s and not committed else 10.0  # the clocks' difference hides it
+    assert found.idle_s == pytest.approx(2 * started_s, abs=3.0)
+    assert found.take_over([], 0) == 0
+
+
+def test_an_attempt_of_which_nothing_was_recorded_costs_no_books(tmp_path: Path) -> None:
+    path = tmp_path / "goodput.json"
+    book = Ledger(useful_s=5.0)
+    book.begin(2, 40, time.monotonic(), number=2)
+    book.write(path)
+    found = Ledger.read(path, None)
+    assert found.take_over(steps_after(RunFolder.at(str(tmp_path)), 2, 40), 40) == 0 and found.total_s == 5.0
+    path.write_text(path.read_text().replace('"ranks"', '"of another version"'))
+    assert Ledger.read(path, None).left is None and Ledger.read(path, None).useful_s == 5.0
+
+
+def test_only_the_end_of_a_long_curve_is_read(tmp_path: Path) -> None:
+    folder = RunFolder.at(str(tmp_path))
+    record = Record(folder.curve(1), "long", 5)
+    for step in range(1, 20_001):
+        record.add(step, step * 256, 2.5, None, 1e-3, 0.1)
+    record.close()
+    assert [s for s, _ in steps_after(folder, 1, 19_990)] == list(range(19_991, 20_001))
+    assert len(steps_after(folder, 1, 5)) == 19_995 and steps_after(folder, 2, 0) == []
