@@ -176,6 +176,7 @@ def resume_run(args: argparse.Namespace) -> int:
 
     from launcher.cli.finding import folder_of, standing_of
     from launcher.cli.submit import hand_in
+    from launcher.jobs.why import safe
     from launcher.runspec.file import read_spec
 
     folder = folder_of(args.run)
@@ -192,8 +193,10 @@ def resume_run(args: argparse.Namespace) -> int:
             "if it verifies",
             file=sys.stderr,
         )
-    else:
+    elif not facts.damaged:
         print(f"{folder.name}: no checkpoint was committed: it begins at step 0", file=sys.stderr)
+    if facts.damaged:
+        print(f"{folder.name}: {safe(facts)}; it is looked at again", file=sys.stderr)
     return hand_in(spec, args, args.run, law=None)
 
 

@@ -101,11 +101,15 @@ def status(spec: Any, args: argparse.Namespace) -> int:
 
 def line(found: dict[str, Any]) -> str:
     """One line for a person."""
+    from launcher.jobs.standing import damage
+
     parts = [f"{found['run']}: {found['phase'] or 'its cluster was not asked'}"]
     if found.get("step") is not None:
         parts.append(f"step {found['step']} of {found['total_steps']}")
     if found.get("checkpoint_step") is not None:
         parts.append(f"checkpoint at {found['checkpoint_step']}")
+    if found.get("damaged"):
+        parts.append(damage(found["damaged"]))
     if found.get("loss") is not None:
         parts.append(f"loss {found['loss']:.4f}")
     if found.get("workers"):
@@ -272,9 +276,8 @@ def _stored(spec: Any) -> dict[str, Any]:
             file=sys.stderr,
         )
         return {}
-    return {
-        key: said[key] for key in ("step", "total_steps", "checkpoint_step", "loss", "predicted", "attempt")
-    }
+    told = ("step", "total_steps", "checkpoint_step", "damaged", "loss", "predicted", "attempt")
+    return {key: said[key] for key in told}
 
 
 def remember(spec: Any) -> None:

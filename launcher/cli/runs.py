@@ -156,6 +156,7 @@ def why(args: argparse.Namespace) -> int:
         failed,
         lacking,
         no_room,
+        safe,
         stopped,
         tail,
         vanished,
@@ -221,6 +222,8 @@ def why(args: argparse.Namespace) -> int:
         full = no_room(folder, checkpoint_bytes(folder, facts.committed))
         if full is not None:
             reason = replace(reason, evidence=(full[0], *reason.evidence), advice=(full[1], *reason.advice))
+    if facts.damaged and word == "failed":
+        reason = replace(reason, evidence=(*reason.evidence, safe(facts)))
     if args.json:
         answer = {"run": name, "phase": word, "reason": reason.headline, "evidence": reason.evidence}
         print(json.dumps({**answer, "advice": reason.advice, **reason.facts}, default=str))

@@ -14,6 +14,7 @@
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,9 @@ class Facts:
     """submission.json; None for a run that torchrun started."""
     entries: tuple[Entry, ...]
     committed: Entry | None
-    """The newest committed checkpoint."""
+    """The newest committed checkpoint that nobody has found damaged."""
+    damaged: tuple[tuple[Entry, str], ...]
+    """Newer ones, newest first, and what the attempt that could not go on from them said is wrong."""
     holder: Standing
     end: dict[str, Any] | None
     """How the newest submission's job ended, by its own account."""
@@ -66,6 +69,11 @@ class Facts:
     def released(self) -> bool:
         """The newest holder let go of the run by itself."""
         return bool(self.holder.attempt) and not self.holder.alive and self.holder.released
+
+    @property
+    def unfit(self) -> list[dict[str, Any]]:
+        """`damaged` as plain data."""
+        return [{"step": e.fields.get("step"), "why": why} for e, why in self.damaged]
 
     @property
     def closed(self) -> bool:
@@ -95,6 +103,8 @@ def facts_of(folder: RunFolder) -> Facts:
     if document is None:
         raise WrongInput(f"{folder.path}: no run was submitted from here: there is no spec.json.")
     log, submission = run_log(folder), read_json(folder.path / "submission.json")
+    commits, bad = log.commits(), log.damaged()
+    sound = next((i for i, e in enumerate(commits) if str(e.fields["manifest"]) not in bad), len(commits))
     attempts = folder.attempts()
     curve = folder.curve(attempts[-1]) if attempts else None
     prediction = read_json(folder.prediction)
@@ -103,7 +113,8 @@ def facts_of(folder: RunFolder) -> Facts:
         folder=folder,
         submission=submission,
         entries=tuple(log.entries()),
-        committed=next(iter(log.commits()), None),
+        committed=commits[sound] if sound < len(commits) else None,
+        damaged=tuple((e, bad[str(e.fields["manifest"])]) for e in commits[:sound]),
         holder=log.standing(),
         end=_end_of(folder, submission["job"]) if submission else None,
         result=read_json(folder.result),
@@ -171,6 +182,7 @@ def answer(facts: Facts, word: str) -> dict[str, Any]:
         "attempt": facts.attempt,
         "last_step_time": facts.last_step_time,
         "checkpoint_step": commit.fields.get("step") if commit else None,
+        "damaged": facts.unfit,
         "loss": facts.result["loss"] if facts.finished and facts.result else None,
         "predicted": facts.predicted,
         "holder": facts.holder.who() if facts.holder.attempt and word in LIVE | {"vanished"} else None,
@@ -190,12 +202,21 @@ def line(said: dict[str, Any], now: float) -> str:
         parts.append(f"last step {max(0.0, now - said['last_step_time']):.0f} s ago")
     if said["checkpoint_step"] is not None and not said["finished"]:
         parts.append(f"checkpoint at {said['checkpoint_step']}")
+    if said.get("damaged") and not said["finished"]:
+        parts.append(damage(said["damaged"]))
     if said["loss"] is not None:
         parts.append(f"loss {said['loss']:.4f}")
     q = said["predicted"]
     if q:
         parts.append(f"predicted {q['p50']:.4f} ({q['p05']:.4f} to {q['p95']:.4f})")
     return ", ".join(parts)
+
+
+def damage(damaged: Sequence[Mapping[str, Any]]) -> str:
+    """Newer checkpoints than the one that a resume takes, newest first, in words: each with step and why."""
+    newest, more = damaged[0], len(damaged) - 1
+    before = f", and {more} more before it" if more else ""
+    return f"that of step {newest['step']} is damaged ({newest['why']}){before}"
 
 
 def dumped(document: Any) -> str:

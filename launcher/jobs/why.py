@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.jobs.cluster import Node, Picture
-from launcher.jobs.standing import Facts
+from launcher.jobs.standing import Facts, damage
 from launcher.runspec.model import RunSpec
 from launcher.storage.output import job_log
 from launcher.storage.runfolder import RunFolder, read_json
@@ -285,9 +285,17 @@ def story(failures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def kept(facts: Facts) -> str:
     """What of the run is safe, and what will be trained again."""
+    return f"{safe(facts)}; the last step seen is {facts.step} of {facts.spec.total_steps}"
+
+
+def safe(facts: Facts) -> str:
+    """The checkpoint that a resume goes on from, as far as is known, and what is wrong with a newer one."""
     at = int(facts.committed.fields.get("step", 0)) if facts.committed else 0
     what = f"the checkpoint of step {at} is committed" if at else "no checkpoint is committed"
-    return f"{what}; the last step seen is {facts.step} of {facts.spec.total_steps}"
+    if not facts.damaged:
+        return what
+    whole = what if at else "no other is committed"
+    return f"{whole}; {damage(facts.unfit)}"
 
 
 def no_room(folder: RunFolder, needs_bytes: int) -> tuple[str, str] | None:
@@ -341,7 +349,7 @@ def stopped(facts: Facts) -> Reason:
     """What a stop kept, and what it cost."""
     commit, name = facts.committed, facts.spec.name
     at = int(commit.fields.get("step", 0)) if commit else 0
-    what = f"the checkpoint of step {at} is committed" if commit else "no checkpoint is committed"
+    what = safe(facts)
     lost = max(0, facts.step - at)
     cost = f"; {lost} steps after it will be trained again" if lost else ""
     by = "ended at once by a person" if (facts.end or {}).get("by") else "asked to stop"

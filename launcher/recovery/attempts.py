@@ -132,7 +132,9 @@ class Driver:
         """One attempt, from its place in the log to its end."""
         patiently(lambda: must_be_there(self.folder), "take the run")
         self.attempt = patiently(self.owner.next_attempt, "take the run")
-        resume = patiently(lambda: newest_verified(self.folder, say, self._unfit), "read checkpoints")
+        resume = patiently(
+            lambda: newest_verified(self.folder, say, self._unfit, self.attempt), "read checkpoints"
+        )
         step = resume.step if resume else 0
         lost = self.ledger.settle(step, time.monotonic()) + self._take_over(step)
         if lost:

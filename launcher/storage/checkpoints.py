@@ -16,7 +16,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,6 +31,8 @@ from launcher.storage.store import FolderStore
 
 VERSION = 1
 THREADS = 8
+MOST_BOOKED = 8
+"""Damaged checkpoints of one resume that get an entry of the log each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +281,11 @@ def newest_verified(
     say: Callable[[str], None] = lambda message: None,
     into: Path | None = None,
     progress: Progress = quiet,
-    unfit: Callable[[int], None] = lambda step: None,
+    unfit: Callable[[Entry, str], None] = lambda entry, why: None,
 ) -> Checkpoint | None:
     """The newest committed checkpoint that verifies; None when there is none. Says what was skipped, and why.
 
-    unfit  told the step of each one that was skipped
+    unfit  told of each one that was skipped, and what is wrong with it
     into  bring its files there, for a loader to open (`bring`); without it they are read where they are
     """
     for entry in log.commits():
@@ -293,12 +295,29 @@ def newest_verified(
             found, wrong = bring(store, entry, log.run, into, progress)
         if found is not None:
             return found
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        say(
-            f"checkpoint of step {entry.fields.get('step')}, attempt {entry.attempt}, is skipped: {wrong[0]}{more}"
-        )
-        unfit(int(entry.fields.get("step") or 0))
+        why = wrong[0] + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+        say(f"checkpoint of step {entry.fields.get('step')}, attempt {entry.attempt}, is skipped: {why}")
+        unfit(entry, why)
     return None
+
+
+def book(log: RunLog, attempt: int, damaged: Sequence[tuple[Entry, str]], whole: Checkpoint | None) -> None:
+    """Write what a resume has found into the log, as far as that is news, so that whoever looks at the run knows of it.
+
+    damaged  commit entries that did not verify, newest first, and why;  whole  the one that did
+
+    Of many, as where nothing verifies and old ones were let go long ago, the last one written stands for all before it.
+    Raises runlog.Superseded.
+    """
+    known = log.damaged()
+    for number, (entry, why) in enumerate(damaged[:MOST_BOOKED], 1):
+        manifest, more = str(entry.fields["manifest"]), {}
+        if number == MOST_BOOKED and len(damaged) > number:
+            more = {"older_than": entry.n}
+        if known.get(manifest) != why:
+            log.append("damaged", attempt, step=entry.fields["step"], manifest=manifest, why=why, **more)
+    if whole is not None and (manifest := manifest_key(whole.attempt, whole.step)) in known:
+        log.append("mended", attempt, step=whole.step, manifest=manifest)
 
 
 def _leisurely(store: FolderStore, keys: list[str]) -> list[tuple[int, str]]:

@@ -1,7 +1,8 @@
 """One run, one writer: the run's log decides who writes, its lease says who lives.
 
     log/<n>.json   n = 0, 1, 2, ...: created, never changed. Kinds: attempt (somebody takes the run), commit (a
-                   checkpoint is whole), rollback (those after a step are void), end. Each carries a nonce and a checksum of itself.
+                   checkpoint is whole), rollback (those after a step are void), damaged (one is not what was committed any more) and
+                   mended (it is again), end. Each carries a nonce and a checksum of itself.
     lease/<k>.json rewritten while the holder of attempt k lives; one for each attempt, so that a renewal that was stuck
                    on its way for an hour can't overwrite the lease of somebody newer
 
@@ -146,6 +147,21 @@ class RunLog:
                 last = min(last, entry.fields["step"])
             elif entry.kind == "commit" and entry.fields["step"] <= last:
                 found.append(entry)
+        return found
+
+    def damaged(self) -> dict[str, str]:
+        """What is wrong with checkpoints, by their manifest, as whoever resumed last found. It decides nothing: a resume looks
+        for itself."""
+        found, commits = dict[str, str](), list[Entry]()
+        for entry in self.entries():
+            if entry.kind == "commit":
+                commits.append(entry)
+            elif entry.kind == "damaged":
+                found[str(entry.fields["manifest"])] = str(entry.fields["why"])
+                for older in (c for c in commits if c.n < int(entry.fields.get("older_than", 0))):
+                    found.setdefault(str(older.fields["manifest"]), "gone or damaged, as newer ones")
+            elif entry.kind == "mended":
+                found.pop(str(entry.fields["manifest"]), None)
         return found
 
     def standing(self) -> Standing:

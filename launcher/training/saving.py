@@ -20,7 +20,7 @@ from launcher.storage import checkpoints
 from launcher.storage.remote import forget_stop, publish, store_of
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
-from launcher.storage.runlog import Holding, RunLog
+from launcher.storage.runlog import Entry, Holding, RunLog
 from launcher.training.assignment import Assignment
 
 LAST_PATIENCE_S = 600.0
@@ -67,14 +67,34 @@ def refuse_held(folder: RunFolder) -> None:
 
 
 def newest_verified(
-    folder: RunFolder, say: Callable[[str], None], unfit: Callable[[int], None] = lambda step: None
+    folder: RunFolder,
+    say: Callable[[str], None],
+    unfit: Callable[[int], None] = lambda step: None,
+    attempt: int | None = None,
 ) -> Resume | None:
     """The newest committed checkpoint that verifies, saying why newer ones are skipped. None: start from the seed.
 
-    unfit  told the step of each one that is skipped
+    unfit    told the step of each one that is skipped
+    attempt  that goes on from it, and holds the run: what it found damaged is written into the run's log
+
+    Raises runlog.Superseded with `attempt`.
     """
-    into = None if folder.url is None else folder.path
-    found = checkpoints.newest_verified(store_of(folder), run_log(folder), say, into, unfit=unfit)
+    into, damaged, log = (
+        None if folder.url is None else folder.path,
+        list[tuple[Entry, str]](),
+        run_log(folder),
+    )
+
+    def found_unfit(entry: Entry, why: str) -> None:
+        damaged.append((entry, why))
+        unfit(int(entry.fields.get("step") or 0))
+
+    found = checkpoints.newest_verified(store_of(folder), log, say, into, unfit=found_unfit)
+    if attempt is not None:
+        try:
+            checkpoints.book(log, attempt, damaged, found)
+        except OSError as error:  # it was said; the run goes on
+            say(f"what is damaged is not written down: {one_line(error)}")
     return None if found is None else Resume(found.step, folder.path / found.key.rstrip("/"), found.topology)
 
 
@@ -259,7 +279,7 @@ def _take(spec: RunSpec, cache: str) -> Assignment:
     write_whole(folder.spec, spec.to_dict())
     publish(folder, folder.spec)
     forget_stop(folder)
-    resume = newest_verified(folder, say)
+    resume = newest_verified(folder, say, attempt=holding.attempt)
     return Assignment(
         spec=spec.to_dict(),
         folder=folder.address,

@@ -13,14 +13,16 @@ from launcher.cli.finding import remember
 from launcher.errors import WrongInput
 from launcher.jobs.facts import CAUSES, exposition
 from launcher.jobs.standing import facts_of, phase
-from launcher.jobs.why import failed, no_room, vanished
+from launcher.jobs.why import failed, kept, no_room, vanished
 from launcher.recovery.goodput import Ledger
 from launcher.recovery.lifeline import ClusterLost
 from launcher.runspec.model import RunSpec
+from launcher.storage.checkpoints import MOST_BOOKED, commit_checkpoint, prefix_of
 from launcher.storage.output import note_end, note_failure
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
+from launcher.training.saving import newest_verified
 
 SPEC = RunSpec.from_dict(
     {
@@ -107,6 +109,73 @@ def test_a_run_goes_from_pending_over_running_to_finished(made: Made) -> None:
     assert facts_of(made.folder).committed is not None
     write_whole(made.folder.result, {"digest": SPEC.digest, "loss": 2.5})
     assert made.phase() == "finished"
+
+
+def saved(made: Made, attempt: int, step: int) -> Path:
+    """A committed checkpoint; the path of its only shard."""
+    shard = made.folder.path / prefix_of(attempt, step) / "shard.pt"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(bytes(100) + str(step).encode())
+    commit_checkpoint(made.log.store, made.log, attempt=attempt, step=step, topology={"world": 1})
+    return shard
+
+
+def test_a_newest_checkpoint_that_a_resume_found_damaged_is_shown_so_until_it_is_mended_or_another_is_there(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with made.submitted().log.take(JOB) as holding:
+        shards = [saved(made, holding.attempt, step) for step in (10, 20)]
+        made.steps(holding.attempt, 25)
+    made.ended(1)
+
+    def status() -> dict[str, Any]:
+        assert main(["status", str(made.folder.path), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    def resumed() -> int:
+        with made.log.take(JOB) as again:
+            found = newest_verified(made.folder, lambda line: None, attempt=again.attempt)
+        assert found is not None
+        return found.step
+
+    assert status()["checkpoint_step"] == 20 and status()["damaged"] == []
+    good = shards[1].read_bytes()
+    shards[1].write_bytes(b"?" + good[1:])
+    assert resumed() == 10
+    told = status()
+    assert told["checkpoint_step"] == 10 and told["damaged"][0]["step"] == 20
+    assert str(shards[1]) in told["damaged"][0]["why"]
+    assert main(["status", str(made.folder.path)]) == 0
+    assert "checkpoint at 10, that of step 20 is damaged (" in capsys.readouterr().out
+    assert main(["why", str(made.folder.path)]) == 0
+    said = capsys.readouterr().out
+    assert "step 10 is committed; that of step 20 is damaged" in said and str(shards[1]) in said
+    entries = len(made.log.entries())
+    assert resumed() == 10 and len(made.log.entries()) == entries + 1, (
+        "an attempt, and nothing that was known"
+    )
+    shards[1].write_bytes(good)
+    assert resumed() == 20 and status()["checkpoint_step"] == 20 and status()["damaged"] == []
+    shards[1].unlink()
+    assert resumed() == 10 and "missing" in status()["damaged"][0]["why"]
+    with made.log.take(JOB) as holding:
+        saved(made, holding.attempt, 30)
+    assert status()["checkpoint_step"] == 30 and status()["damaged"] == []
+
+
+def test_a_run_of_which_nothing_verifies_has_no_checkpoint_and_a_log_that_is_not_flooded(made: Made) -> None:
+    with made.submitted().log.take(JOB) as holding:
+        for step in range(1, 31):
+            saved(made, holding.attempt, step).unlink()
+        entries = len(made.log.entries())
+        assert newest_verified(made.folder, lambda line: None, attempt=holding.attempt) is None
+        assert newest_verified(made.folder, lambda line: None, attempt=holding.attempt) is None
+    facts = facts_of(made.folder)
+    assert len(made.log.entries()) == entries + MOST_BOOKED
+    assert facts.committed is None and len(facts.damaged) == 30
+    assert kept(facts).startswith(
+        "no other is committed; that of step 30 is damaged ("
+    ) and "29 more" in kept(facts)
 
 
 def test_a_job_that_a_person_ended_is_stopped_before_its_lease_has_lapsed(made: Made) -> None:
