@@ -23,8 +23,9 @@ from launcher.recovery.pacing import Pace
 from launcher.recovery.restarts import RESIZED, ROLLBACK, Failure, Restarts
 from launcher.recovery.rollback import Adviser, RollBack, Rollbacks
 from launcher.runspec.model import RunSpec
+from launcher.storage.ahead import Ahead
 from launcher.storage.output import note_failure
-from launcher.storage.remote import forget_stop, stop_asked, within_reach
+from launcher.storage.remote import KEPT_HERE, forget_stop, stop_asked, within_reach
 from launcher.storage.runfolder import RunFolder, last_step, steps_after
 from launcher.training.assignment import Assignment, Outcome
 from launcher.training.saving import newest_verified, present
@@ -91,6 +92,7 @@ class Driver:
         self._growing = self._resting = False
         self._began, self._from = 0.0, 0
         self._saving = False
+        self._ahead, self._ahead_at = Ahead(folder.address, say, keep=KEPT_HERE), 0
 
     def save(self) -> None:
         """Have the attempt that trains, or else the next one, commit a checkpoint. For a signal's handler: returns at once."""
@@ -131,6 +133,8 @@ class Driver:
     def _attempt(self) -> Outcome:
         """One attempt, from its place in the log to its end."""
         patiently(lambda: must_be_there(self.folder), "take the run")
+        self._ahead.stop()
+        self._ahead_at = 0
         self.attempt = patiently(self.owner.next_attempt, "take the run")
         resume = patiently(
             lambda: newest_verified(self.folder, say, self._unfit, self.attempt), "read checkpoints"
@@ -215,7 +219,12 @@ class Driver:
         self.ledger.saw(seen.reached, now, seen.age_s)
         if self.owner.lost is not None:
             raise LeaseGone(self.owner.lost)
-        if self.ledger.keep(self.owner.committed()):
+        if (committed := self.owner.committed()) > self._ahead_at and self.folder.url is not None:
+            self._ahead_at = committed
+            self.group.bring_ahead(self.folder.url)
+            if not self.group.trains_here():
+                self._ahead.look()
+        if self.ledger.keep(committed):
             self._keep_books(now)
         if self._saving:
             self._saving = False
@@ -320,4 +329,5 @@ class Driver:
         if self.owner is None or self.owner.lost is None:
             self.ledger.settle(last_commit(self.folder), time.monotonic())
             self.ledger.write(self.folder.path / "goodput.json")
+        self._ahead.stop()
         self.group.close()

@@ -54,6 +54,11 @@ class Group:
         """Wait until every slot is ready, or, elastic, those that can be. Returns how many are."""
         return self._places.assemble()
 
+    def trains_here(self) -> bool:
+        """Some rank of the attempt is on this process's own host."""
+        here = ray.get_runtime_context().get_node_id()
+        return any(home_of(slot).node == here for slot in self._used)
+
     def could_use(self) -> int:
         """How many slots are ready now. More than an attempt uses: it could grow."""
         return self._places.could_use()
@@ -209,6 +214,10 @@ class Group:
         failure = RankFailed(named[0] if named else None, "hung", why + who)
         failure.dumps = dumps
         return failure
+
+    def bring_ahead(self, address: str) -> None:
+        """Something was committed: have it on every host before an attempt needs it. Returns at once."""
+        self._places.bring_ahead(address)
 
     # between attempts
 

@@ -9,6 +9,7 @@ import ray
 
 from launcher.recovery.hang import stacks
 from launcher.recovery.rank import Pulse, RankProcess
+from launcher.storage.ahead import Ahead
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Member:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self._rank, self._gpus = RankProcess(env, aside=gpus is not None), gpus
         self._sentry: Any = None
+        self._ahead: Ahead | None = None
 
     def ready(self) -> Home:
         """Where this is, once everything is imported."""
@@ -54,8 +56,15 @@ class Member:
 
     def train(self, assignment: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
         """Train to the attempt's end; `launcher.training.warm` names the answers."""
+        if self._ahead is not None:
+            self._ahead.stop()
         self._watch_notices(environment)
         return self._rank.train(assignment, environment)
+
+    def bring_ahead(self, address: str) -> None:
+        """Bring the newest checkpoint of the run at an address to this host, for the next attempt. Returns at once."""
+        self._ahead = self._ahead or Ahead(address, lambda line: print(f"losscast: {line}", flush=True))
+        self._ahead.look()
 
     def _watch_notices(self, environment: dict[str, str]) -> None:
         """One rank a host asks whether the host will be taken away."""

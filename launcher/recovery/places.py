@@ -231,6 +231,12 @@ class Places:
             member = self._actor(slot, cpus=0, gpus=0).remote(self._threads, gpus)
             self._standby[home.node] = Standby(member, member.ready.remote())
 
+    def bring_ahead(self, address: str) -> None:
+        """Have the actors that stand by bring the newest checkpoint to their hosts, where there is more than one: a lone host
+        has it, since its own ranks wrote it. Returns at once."""
+        for waiting in self._standby.values() if len(self._standby) > 1 else ():
+            waiting.member.bring_ahead.remote(address)
+
     def replace(self, slot: Slot, alive: set[str]) -> None:
         """Give a slot whose actor is dead another one: its host's standby, else a new one. Returns at once."""
         old = home_of(slot)

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore, open_store
 
 DOCUMENTS = ("spec.json", "prediction.json", "submission.json", "result.json")
+KEPT_HERE = 2
+"""Checkpoints of a run at az:// that a machine keeps what it has of."""
 STOP = "stop"
 UNIVERSAL = "universal"
 """Kind of the log entry, and folder, of a checkpoint in the form that any number of ranks reads."""
@@ -146,6 +149,17 @@ def within_reach(folder: RunFolder, path: Path, attempt: int) -> None:
         manifest=f"{key}.manifest.json",
         manifest_sha256=hashlib.sha256(data).hexdigest(),
     )
+
+
+def tidy(folder: Path, keep: int = KEPT_HERE) -> None:
+    """Of the checkpoints that this machine's work folder has of a run, keep the newest few."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob("attempts/*/checkpoints/step-*"):
+        digits = path.name.removeprefix("step-")
+        if path.is_dir() and digits.isdigit():
+            found.append((int(digits), path))
+    for _, path in sorted(found, reverse=True)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

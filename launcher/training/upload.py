@@ -31,7 +31,7 @@ from infra.objects import Missing, Store
 from launcher.errors import Failed, WrongInput
 from launcher.runspec.model import RunSpec
 from launcher.storage.checkpoints import parts_of, prefix_of
-from launcher.storage.remote import publish, stop_asked, store_of
+from launcher.storage.remote import publish, stop_asked, store_of, tidy
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Superseded
@@ -44,8 +44,6 @@ STOP_POLL_S = 5.0
 PROGRESS_S = 15.0
 AT_ONCE_BYTES = 32 << 20
 """A checkpoint in a folder up to this size is committed before the next step: hashing it takes some 20 ms."""
-KEPT_HERE = 2
-"""Checkpoints of which this machine keeps what its ranks wrote."""
 
 
 class Saver:
@@ -349,14 +347,7 @@ class Carriage:
         return digests
 
     def _tidy(self) -> None:
-        """Of what ranks of this machine wrote, keep the newest few."""
-        found: list[tuple[int, Path]] = []
-        for path in self._folder.path.glob("attempts/*/checkpoints/step-*"):
-            digits = path.name.removeprefix("step-")
-            if path.is_dir() and digits.isdigit():
-                found.append((int(digits), path))
-        for _, path in sorted(found, reverse=True)[KEPT_HERE:]:
-            shutil.rmtree(path, ignore_errors=True)
+        tidy(self._folder.path)
         for stale in self._folder.path.glob("staged/*"):
             if stale.name.isdigit() and int(stale.name) < self._attempt:
                 shutil.rmtree(stale, ignore_errors=True)

@@ -20,6 +20,7 @@ needs_azurite()
 
 from launcher.errors import Failed  # noqa: E402
 from launcher.runspec.file import read_spec  # noqa: E402
+from launcher.storage.ahead import TOO_LARGE, Ahead  # noqa: E402
 from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of  # noqa: E402
 from launcher.storage.remote import at_hand, within_reach  # noqa: E402
 from launcher.storage.retention import retain  # noqa: E402
@@ -285,6 +286,49 @@ def test_a_converted_checkpoint_reaches_every_host_and_is_compared_there(
         commit_checkpoint(log.store, log, attempt=2, step=40, topology={}, digests=put_shard(log, 2, 40))
         assert "attempts/1/universal/step-20/" in retain(log.store, log, keep=2)
         assert not [i for i in log.store.list("attempts/") if "universal" in i.key]
+
+
+def test_a_machine_without_the_newest_checkpoint_has_it_before_a_restart_asks(
+    run: tuple[RunFolder, Any, RunLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head of a cluster, where no rank trains: a process of its own brings what ranks elsewhere wrote."""
+    _, spec, log = run
+    with log.take("job") as holding:
+        for step in (10, 20, 30):
+            commit_checkpoint(
+                log.store,
+                log,
+                attempt=holding.attempt,
+                step=step,
+                topology={},
+                digests=put_shard(log, holding.attempt, step),
+            )
+    monkeypatch.setenv("LOSSCAST_WORK", str(tmp_path / "head"))
+    here = RunFolder.of(spec.checkpoints.url, spec.name)
+    for old in (10, 20):
+        (here.path / prefix_of(1, old)).mkdir(parents=True)
+    said: list[str] = []
+    ahead = Ahead(here.address, said.append, keep=2)
+    shard = here.path / prefix_of(1, 30) / "shard"
+    try:
+        ahead.look()
+        process = ahead._process
+        assert process is not None
+        ahead.look()
+        assert ahead._process is process, "one at a time"
+        assert process.wait(60) == 0 and shard.read_bytes() == b"s" and said == []
+        assert sorted(p.name for p in shard.parent.parent.iterdir()) == ["step-20", "step-30"]
+        before = shard.stat().st_mtime_ns
+        assert newest_verified(log.store, log, into=here.path) is not None
+        assert shard.stat().st_mtime_ns == before
+        monkeypatch.setenv("LOSSCAST_AHEAD_GB", "1e-10")
+        ahead.look()
+        assert ahead._process is not None and ahead._process.wait(60) == TOO_LARGE
+        gone = ahead._process
+        ahead.look()
+        assert ahead._process is gone, "a checkpoint that is too large is not tried again"
+    finally:
+        ahead.stop()
 
 
 def put_shard(log: RunLog, attempt: int, step: int) -> dict[str, tuple[int, str]]:
