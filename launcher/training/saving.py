@@ -129,8 +129,9 @@ def write_checkpoint(
 @contextlib.contextmanager
 def _remembered(engine: Any, place: Path) -> Iterator[list[str]]:
     """Within it a rank that can't write keeps its error for itself: DeepSpeed's ranks wait for each other inside a save,
-    and one that left it would leave the others waiting."""
-    writer, failed = engine.checkpoint_engine, list[str]()
+    and one that left it would leave the others waiting. The scripts that DeepSpeed copies beside a checkpoint are no part of
+    it: where they can't be written, nothing is said."""
+    writer, failed, scripts = engine.checkpoint_engine, list[str](), "_copy_recovery_script"
 
     def tried(work: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*args: Any, **more: Any) -> Any:
@@ -146,14 +147,22 @@ def _remembered(engine: Any, place: Path) -> Iterator[list[str]]:
 
         return guarded
 
-    names = ("save", "makedirs")
-    for name in names:
-        setattr(writer, name, tried(getattr(writer, name)))
+    def tolerated(work: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **more: Any) -> Any:
+            with contextlib.suppress(OSError):
+                return work(*args, **more)
+
+        return guarded
+
+    guards = [(writer, "save", tried), (writer, "makedirs", tried)]
+    guards += [(engine, scripts, tolerated)] if hasattr(engine, scripts) else []
+    for owner, name, guard in guards:
+        setattr(owner, name, guard(getattr(owner, name)))
     try:
         yield failed
     finally:
-        for name in names:
-            delattr(writer, name)  # the class's own again
+        for owner, name, _ in guards:
+            delattr(owner, name)  # the class's own again
 
 
 def _agreed(why: str | None) -> str | None:

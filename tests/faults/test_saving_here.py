@@ -1,5 +1,6 @@
 """Saving in a run's own folder while training goes on: a checkpoint that is hashed beside the steps counts when it is whole."""
 
+import errno
 import hashlib
 import os
 import threading
@@ -167,6 +168,29 @@ def test_a_small_checkpoint_is_committed_before_the_next_step(run: tuple[RunFold
         saver = Saver(folder, holding.attempt, spec, 0, 1)
         assert saver.save(Engine(), 5, wait=False)
         assert [e.fields["step"] for e in log.commits()] == [5] and saver.committed() == [5]
+
+
+class Scripted(Engine):
+    """Copies scripts beside a checkpoint, as DeepSpeed does, onto a disk that has just filled up."""
+
+    def _copy_recovery_script(self, folder: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save_checkpoint(self, folder: str, tag: str, **more: Any) -> None:
+        super().save_checkpoint(folder, tag)
+        self._copy_recovery_script(folder)
+
+
+def test_a_script_that_deepspeed_could_not_put_beside_a_checkpoint_costs_neither_it_nor_the_run(
+    run: tuple[RunFolder, Any, RunLog],
+) -> None:
+    folder, spec, log = run
+    with log.take("job") as holding:
+        saver, engine = Saver(folder, holding.attempt, spec, 0, 1), Scripted()
+        assert saver.save(engine, 5, wait=False) and saver.committed() == [5]
+        assert "_copy_recovery_script" not in vars(engine), "the class's own again"
+    deepspeed = pytest.importorskip("deepspeed.runtime.engine", reason="needs deepspeed")
+    assert hasattr(deepspeed.DeepSpeedEngine, "_copy_recovery_script"), "it has another name now"
 
 
 def test_the_process_that_hashes_says_of_each_file_what_lies_there(tmp_path: Path) -> None:

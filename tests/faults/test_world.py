@@ -125,7 +125,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(head: local_ray.Head, di
     before = last_committed(run)
     until(lambda: "training goes on: rank 0: the disk is full" in run.log(), "a word of it")
     time.sleep(28.0)  # a holder that can't renew stops itself after 24
-    assert run.state() == "RUNNING" and len(run.training()) == 2
+    assert run.state() == "RUNNING" and len(run.training()) == 2, run.log()[-3000:]
     assert last_committed(run) <= before + 20 and run_log(run.folder).standing().alive
     filler.unlink()
     until(lambda: last_committed(run) > before + 100, "commits again")

@@ -99,11 +99,19 @@ class Run:
         return status(self.job, self.head.environment())
 
     def ended(self) -> str:
-        """Wait for the end; the state it ended in."""
-        return until(
-            lambda: s if (s := self.state()) in ("SUCCEEDED", "FAILED", "STOPPED") else "",
-            f"the run's end. Its log:\n{self.log()[-3000:]}",
-        )
+        """Wait for the end, for as long as the run makes steps; the state it ended in."""
+        recorded, since = -1, time.monotonic()
+        while (state := self.state()) not in ("SUCCEEDED", "FAILED", "STOPPED"):
+            now = sum(
+                self.folder.curve(k).stat().st_size
+                for k in self.folder.attempts()
+                if self.folder.curve(k).exists()
+            )
+            if now != recorded:
+                recorded, since = now, time.monotonic()
+            assert time.monotonic() - since < PATIENCE_S, f"neither ended nor goes on:\n{self.log()[-3000:]}"
+            time.sleep(0.2)
+        return state
 
     def goes_on(self, attempt: int) -> None:
         """Wait for a step of that attempt."""
