@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceModifiedError
@@ -32,7 +32,8 @@ from requests import Session
 from requests.adapters import HTTPAdapter
 
 from infra import moving
-from infra.moving import BLOCK_BYTES, MAX_BLOCKS, Part
+from infra.lean import Lean, Part
+from infra.moving import BLOCK_BYTES, MAX_BLOCKS
 from infra.objects import Exists, Item, Missing, Progress, check_key, quiet
 from infra.tries import Conflict, Refused, T, Timeouts, tried
 
@@ -72,6 +73,7 @@ class BlobStore:
             transport=transport or _connections(threads), max_single_put_size=MAX_BLOCKS * BLOCK_BYTES,
             max_single_get_size=BLOCK_BYTES, max_chunk_get_size=BLOCK_BYTES,
         )  # fmt: skip
+        self._lean = Lean(self._client)
 
     def put_new(self, key: str, data: bytes) -> None:
         blob, stumbled = self._blob(key), False
@@ -106,15 +108,12 @@ class BlobStore:
         self._write("write", key, data)
 
     def get(self, key: str) -> bytes:
-        blob = self._blob(key)
-        first = self._range(blob, key, 0, BLOCK_BYTES, None)
+        first = self._range(key, 0, BLOCK_BYTES, None)
         if first.size <= len(first.data):
             return first.data
         parts = [first.data]
         for offset in range(BLOCK_BYTES, first.size, BLOCK_BYTES):
-            parts.append(
-                self._range(blob, key, offset, min(BLOCK_BYTES, first.size - offset), first.etag).data
-            )
+            parts.append(self._range(key, offset, min(BLOCK_BYTES, first.size - offset), first.etag).data)
         return b"".join(parts)
 
     def list(self, prefix: str) -> list[Item]:
@@ -157,20 +156,19 @@ class BlobStore:
         return False
 
     def digest(self, key: str) -> tuple[int, str]:
-        blob, sha = self._blob(key), hashlib.sha256()
-        first = self._range(blob, key, 0, BLOCK_BYTES, None)
+        sha, first = hashlib.sha256(), self._range(key, 0, BLOCK_BYTES, None)
         sha.update(first.data)
         done = len(first.data)
         with ThreadPoolExecutor(2) as pool:  # the next block travels while this one is hashed
             ahead: Future[Part] | None = None
             while done < first.size:
                 length = min(BLOCK_BYTES, first.size - done)
-                part = ahead.result() if ahead else self._range(blob, key, done, length, first.etag)
+                part = ahead.result() if ahead else self._range(key, done, length, first.etag)
                 done += len(part.data)
                 ahead = None
                 if done < first.size:
                     ahead = pool.submit(
-                        self._range, blob, key, done, min(BLOCK_BYTES, first.size - done), first.etag
+                        self._range, key, done, min(BLOCK_BYTES, first.size - done), first.etag
                     )
                 sha.update(part.data)
         return first.size, sha.hexdigest()
@@ -190,30 +188,34 @@ class BlobStore:
         return moving.download(_Moves(self), files, self.threads, progress)
 
     def _write(self, what: str, key: str, data: bytes) -> None:
-        blob = self._blob(key)
-        self._tried(
-            f"{what} {self.where(key)}",
-            lambda timeouts: blob.upload_blob(data, overwrite=True, max_concurrency=1, **timeouts),
-        )
+        check_key(key)
+
+        def once(timeouts: Timeouts) -> None:
+            if not self._lean.write(self.prefix + key, data, timeouts):
+                self._blob(key).upload_blob(data, overwrite=True, max_concurrency=1, **timeouts)
+
+        self._tried(f"{what} {self.where(key)}", once)
 
     def _blob(self, key: str) -> BlobClient:
         check_key(key)
         return self._client.get_blob_client(self.prefix + key)
 
-    def _range(self, blob: BlobClient, key: str, offset: int, length: int, etag: str | None) -> "Part":
+    def _range(self, key: str, offset: int, length: int, etag: str | None) -> Part:
         """Bytes from `offset` on, of the very version that `etag` names. Raises Missing."""
+        check_key(key)
 
         def once(timeouts: Timeouts) -> Part:
+            if (found := self._lean.read(self.prefix + key, offset, length, timeouts)) is not None:
+                return found
             try:
-                stream = blob.download_blob(offset=offset, length=length, max_concurrency=1, **timeouts)
+                stream = self._blob(key).download_blob(
+                    offset=offset, length=length, max_concurrency=1, **timeouts
+                )
             except HttpResponseError as error:
                 if error.status_code == 416 and offset == 0:
                     return Part(b"", 0, None)  # an empty blob has no first byte
                 raise
-            kept = _Kept()
-            stream.readinto(cast(Any, kept))
-            data = kept.parts[0] if len(kept.parts) == 1 else b"".join(kept.parts)
-            return Part(data, int(_total(stream)), stream.properties.etag)
+            return Part(stream.readall(), int(_total(stream)), stream.properties.etag)
 
         part = self._tried(f"read {self.where(key)}", once)
         if etag is not None and part.etag != etag:
@@ -249,18 +251,7 @@ class _Moves:
         )
 
     def part(self, key: str, offset: int, length: int, etag: str | None) -> Part:
-        return self._store._range(self._store._blob(key), key, offset, length, etag)
-
-
-class _Kept:
-    """Takes what the SDK writes, without a copy."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self.parts.append(data)
-        return len(data)
+        return self._store._range(key, offset, length, etag)
 
 
 def _connections(threads: int) -> RequestsTransport:

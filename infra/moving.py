@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infra.crew import Crew, Meter, read_fully, write_at
+from infra.lean import Part
 from infra.objects import Progress
 
 BLOCK_BYTES = 8 << 20
@@ -28,16 +29,6 @@ MAX_BLOCKS = 40_000
 """Of one blob; Azure allows 50,000."""
 ROOM_BLOCKS = 10
 """Blocks of an upload that are in memory at once, and of a download those beyond the first of each file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes of a blob, and what their answer says of the whole."""
-
-    data: bytes
-    size: int
-    """Of the whole blob."""
-    etag: str | None
 
 
 class Service(Protocol):
