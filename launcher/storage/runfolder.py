@@ -14,6 +14,7 @@ A run whose `checkpoints.url` is az://... has its log, its checkpoints and copie
 machine a folder like this one to work in (`launcher.storage.remote` moves things between the two).
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -116,11 +117,16 @@ def write_whole(path: Path, document: Any) -> None:
     """Write JSON so that a reader finds the old document or the new one, never half of one; on disk when it returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w") as file:
-        json.dump(document, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with scratch.open("w") as file:
+            json.dump(document, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink()  # it would only keep a full disk full
+        raise
 
 
 def read_json(path: Path) -> Any | None:

@@ -83,3 +83,18 @@ def test_what_the_driver_saw_of_a_failure_is_bounded(tmp_path: Path) -> None:
     note_failure(RunFolder(tmp_path), 4, rank=None, cause="host_lost", message="x" * 10_000, step=9)
     seen = json.loads((tmp_path / "attempts/4/failure.json").read_text())
     assert seen["cause"] == "host_lost" and seen["step"] == 9 and len(seen["message"]) <= 2000
+
+
+def test_a_document_that_could_not_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    """What is left of it would keep a full disk full."""
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom launcher.storage.runfolder import write_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "write_whole(Path(sys.argv[1]), {'old': 1})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try:\n    write_whole(Path(sys.argv[1]), {'new': 'x' * 100_000})\n"
+        "except OSError:\n    sys.exit(7)\n"
+    )
+    assert child(code, str(tmp_path / "goodput.json")).returncode == 7
+    assert json.loads((tmp_path / "goodput.json").read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["goodput.json"]
