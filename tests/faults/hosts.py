@@ -58,6 +58,8 @@ class Hosts:
     def __init__(self, home: Path) -> None:
         self.home, self._tag = home, f"lc{os.getpid() % 100000}"
         self._names: list[str] = []
+        self._added: dict[str, tuple[int, int]] = {}
+        """Number and CPUs of each host that is neither cut off nor killed."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._temp = tempfile.mkdtemp(prefix="lc-ray-", dir="/tmp")  # short: Ray's sockets lie in it
         token = home / "ray.token"
@@ -116,10 +118,24 @@ class Hosts:
     def add(self, name: str, number: int, cpus: int = 1) -> None:
         """A host with its raylet. Returns at once: the cluster takes it in when it is there."""
         self._cable(name, number)
+        self._added[name] = number, cpus
+        self._join(name, number, cpus)
+
+    def _join(self, name: str, number: int, cpus: int) -> None:
         self._ray(name, number, f"--address=10.213.7.1:{self.PORT}", f"--num-cpus={cpus}")
+
+    def look_after(self) -> None:
+        """Start those again that ended by themselves: on a busy machine a raylet gives up before its agent is there."""
+        for name, (number, cpus) in self._added.items():
+            process = self._processes.get(name)
+            if process is not None and process.poll() is not None:
+                self._end(name, signal.SIGKILL)
+                self._clear(f"{self._tag}-{name}")
+                self._join(name, number, cpus)
 
     def cut(self, name: str) -> None:
         """Pull the host's cable: nothing it sends arrives, and nobody is told."""
+        self._added.pop(name, None)
         _ip("-n", f"{self._tag}-{name}", "link", "set", "eth0", "down")
 
     def kill(self, name: str) -> None:
@@ -143,17 +159,19 @@ class Hosts:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
 
+    def _clear(self, full: str) -> None:
+        """End whatever still runs in a namespace."""
+        pids = subprocess.run(["ip", "netns", "pids", full], capture_output=True, text=True).stdout.split()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
     def close(self) -> None:
         """End every process and take every namespace away."""
         for name in [n for n in self._processes if n != "head"] + ["head"]:
             self._end(name, signal.SIGTERM)
         for full in self._names:
-            pids = subprocess.run(
-                ["ip", "netns", "pids", full], capture_output=True, text=True
-            ).stdout.split()
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            self._clear(full)
             subprocess.run(["ip", "netns", "del", full], capture_output=True)
         shutil.rmtree(self._temp, ignore_errors=True)
 

@@ -49,6 +49,7 @@ def test_a_lost_host_costs_steps_and_the_run_grows_back(tmp_path: Path) -> None:
         def goes_on(attempt: int, at_least: int = 1) -> None:
             def step() -> bool:
                 assert driver.poll() is None, log.read_text()[-3000:]
+                made.look_after()
                 return len(steps(folder, attempt)) >= at_least
 
             until(step, f"attempt {attempt}", 300)
