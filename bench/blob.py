@@ -1,6 +1,6 @@
 """Azure Blob through Azurite: our store beside the best plain use of the SDK, and what an upload costs a training step.
 
-    python bench/blob.py [--rounds 5] [--only files | steps | here] [--json]
+    python bench/blob.py [--rounds 5] [--only files | steps | here | ahead] [--json]
 
 Files: 500 x 100 KB and 8 x 64 MiB, up and down, by turns in one run: ours (each file's sha256 known at the end), the SDK
 alone (nothing hashed) as the fastest of a few ways to use it (threads over files, blocks in parallel inside a file), and the
@@ -13,6 +13,9 @@ shards in a real run, over https with workload identity, committed through the l
 while it uploads over the median step before and after. Azurite runs niced: it stands for a service elsewhere.
 
 Here: the same of a run in a folder, whose checkpoint is committed by a thread and hashed by a process beside it.
+
+Ahead: seconds until a machine that has nothing of a checkpoint of 256 MiB has it verified, and until one has to which it was brought
+before (`launcher.storage.ahead`).
 
 Needs azurite-blob on the PATH; with less than three cores free the figures say more about the machine than about us.
 """
@@ -240,6 +243,33 @@ def here(folder: Path, rounds: int) -> dict[str, Any]:
         return _measure(None, attempt, Carries(), shards, step, rounds, place_of)
 
 
+def ahead(folder: Path, rounds: int) -> dict[str, Any]:
+    from launcher.storage.ahead import bring_ahead
+    from launcher.storage.checkpoints import commit_checkpoint, newest_verified, prefix_of
+    from launcher.storage.runlog import RunLog
+
+    source, cold, warm = folder / "ahead", list[float](), list[float]()
+    source.mkdir()
+    with Azurite(folder / "azurite-ahead") as azurite:
+        azurite.create("bench")
+        store = azurite.store("bench", "ahead")
+        log = RunLog(store, "ahead")
+        with log.take("bench") as holding:
+            prefix = prefix_of(holding.attempt, 1)
+            for i in range(4):
+                (source / f"shard-{i}").write_bytes(os.urandom(64 << 20))
+            sent = store.upload({prefix + path.name: path for path in source.iterdir()})
+            digests = {key.removeprefix(prefix): digest for key, digest in sent.items()}
+            commit_checkpoint(store, log, attempt=holding.attempt, step=1, topology={}, digests=digests)
+        for turn in range(rounds):
+            there = folder / f"brought-{turn}"
+            bring_ahead(store, log, there, 1e12)
+            for into, took in ((folder / f"bare-{turn}", cold), (there, warm)):
+                took.append(timed(lambda into=into: newest_verified(store, log, into=into))[0])
+                shutil.rmtree(into)
+    return {"cold_s": round(statistics.median(cold), 2), "ahead_s": round(statistics.median(warm), 2)}
+
+
 def _measure(
     run: Any, attempt: int, carrier: Any, shards: Path, step: Callable[[], None], rounds: int, staging: Any
 ) -> dict[str, Any]:
@@ -279,7 +309,7 @@ def _steps(step: Callable[[], None], go: Callable[[float], bool]) -> list[float]
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("files", "steps", "here"))
+    parser.add_argument("--only", choices=("files", "steps", "here", "ahead"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.only != "here" and shutil.which("azurite-blob") is None:
@@ -293,6 +323,8 @@ def main() -> int:
             answer["steps"] = steps(Path(folder), args.rounds)
         if args.only in (None, "here"):
             answer["here"] = here(Path(folder), args.rounds)
+        if args.only in (None, "ahead"):
+            answer["ahead"] = ahead(Path(folder), args.rounds)
     if args.json:
         print(json.dumps(answer))
         return 0
@@ -303,6 +335,11 @@ def main() -> int:
             f"{row['ratio']:.2f} of the SDK's speed ({row['lowest']:.2f} to {row['highest']:.2f}), {row['ratio_hashed']:.2f} "
             f"of the SDK's with sha256; CPU {row['ours_cpu_s']:.2f} s, SDK {row['sdk_cpu_s']:.2f} s, "
             f"with sha256 {row['sdk_hashed_cpu_s']:.2f} s"
+        )
+    if "ahead" in answer:
+        row = answer["ahead"]
+        print(
+            f"256 MiB verified: {row['cold_s']:.2f} s on a machine without it, {row['ahead_s']:.2f} s where it was brought ahead"
         )
     for what, doing in (("steps", "are uploaded"), ("here", "in a folder are committed")):
         if what not in answer:

@@ -2,8 +2,8 @@
 
     python -m launcher.storage.ahead ADDRESS [--keep N]      exit status 3: too large, and need not be tried again
 
-A restart reads the newest checkpoint on the driver's machine and on every host that loads it, and bringing it is what it waits
-for most. Each host has what its own ranks wrote; what others wrote, and on a head without ranks everything, is fetched here
+A restart reads the newest checkpoint on the driver's machine and on every host that loads it; bringing one of some hundred MB takes
+as long as all the rest of it. Each host has what its own ranks wrote; what others wrote, and on a head without ranks everything, is fetched here
 while training goes on: by a process of its own, niced, one at a time on a machine, after each commit that it can keep up with.
 
 What it brings is trusted no more than anything else that lies here: a resume compares every byte with what was committed, and
