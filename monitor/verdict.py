@@ -5,8 +5,8 @@ step                   optimizer updates (count)
 time                   seconds since the epoch, the sender's clock
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 Severity = Literal["info", "warning", "critical"]
 State = Literal[
@@ -68,9 +68,8 @@ class Alert:
     resolved_step: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the judge holds of a run after one sample."""
+class Verdict(NamedTuple):
+    """What the judge holds of a run after one sample. A tuple, which is made in a third of the time: there is one a step."""
 
     step: int
     state: State
@@ -107,8 +106,3 @@ class Advice:
     """Step of the newest checkpoint from before the trouble; None when there is none, or nothing to roll back."""
     skip: tuple[int, int] | None = None
     """First and last step whose batches should not be read again."""
-
-
-def as_dict(record: Sample | Alert | Cause | Verdict | Advice) -> dict[str, Any]:
-    """The record as plain data for JSON; the caller spells non-finite numbers (`schema.spell`)."""
-    return asdict(record)

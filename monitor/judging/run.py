@@ -11,15 +11,18 @@ from array import array
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+import msgspec
+
 from monitor.judge import Settings
 from monitor.judging.feeding import ControlFeed, Row, Runs, rows_of_blob
 from monitor.replay import Watch
-from monitor.schema import encode_event, spell, unspell
+from monitor.schema import spell, unspell
 from monitor.store.columns import BAND, MISSING, Columns, Damaged, pack
 from monitor.store.store import Store
 from monitor.store.tables import ChunkRow, EventRow, Judged
 from monitor.verdict import Sample, Verdict
 
+_packed = msgspec.msgpack.Encoder().encode
 DURATIONS = 256
 BAND_ROWS = 4096
 """Samples whose expectations are kept together in one row of the store."""
@@ -295,7 +298,7 @@ class Run:
             "event_ord": self.event_ord,
         }  # fmt: skip
         return Judged(
-            self.run_id, self.since, self.cursor, encode_event(state)[:-1], json.dumps(self.last, separators=(",", ":")),
+            self.run_id, self.since, self.cursor, _packed(state), json.dumps(self.last, separators=(",", ":")),
             [(attempt, ord, pack(band_columns(flat), BAND)) for attempt, ord, flat in self.bands if flat],
             self.opened, self.closed, self.verdicts,
         )  # fmt: skip
@@ -314,7 +317,9 @@ def fresh(court: Court, run_id: int) -> Run:
 
 def restored(court: Court, run_id: int, cursor: int, blob: bytes, last: dict[str, Any]) -> Run:
     """The run as `to_write` left it. Raises ValueError, KeyError or TypeError for a state that can't be read."""
-    kept = json.loads(blob)
+    kept = (
+        json.loads(blob) if blob[:1] == b"{" else msgspec.msgpack.decode(blob)
+    )  # as JSON they were written before
     context = kept["context"]
     prediction = court.brought_by(run_id, context.get("prediction_ord"))
     watch = watch_of(court.settings, kept["watch"], prediction, context)

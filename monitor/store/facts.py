@@ -113,6 +113,17 @@ def seal(*parts: object) -> int:
     return crc
 
 
+def two_seals(head: tuple[object, ...], body: bytes) -> tuple[int, int]:
+    """`seal(*head)`, and `seal` of the whole row: head, that seal, body. At half the cost, since there are many such rows.
+
+    head  holds no bytes
+    """
+    text = repr(list(head))
+    first = zlib.crc32(text.encode("utf-8", "backslashreplace"))
+    whole = f"{text[:-1]}, {first}]".encode("utf-8", "backslashreplace")
+    return first, zlib.crc32(body, zlib.crc32(whole))
+
+
 def to_bytes(facts: RunFacts) -> bytes:
     """For the store."""
     return _encode(facts)

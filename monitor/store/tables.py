@@ -9,7 +9,7 @@ samples, the judge's row counts alerts and verdicts and names the newest band, a
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from monitor.store.facts import RunFacts, from_bytes, seal, to_bytes
+from monitor.store.facts import RunFacts, from_bytes, seal, to_bytes, two_seals
 
 SCHEMA_VERSION = 1
 
@@ -64,8 +64,8 @@ class ChunkRow(NamedTuple):
     def row(self) -> tuple[Any, ...]:
         """As the table holds it."""
         cells = self[:11]
-        whole = (*cells, seal(*cells), self.body)
-        return (*whole, seal(*whole))
+        head, crc = two_seals(cells, self.body)
+        return (*cells, head, self.body, crc)
 
     @classmethod
     def of(cls, cells: list[Any]) -> "ChunkRow":
@@ -171,8 +171,8 @@ def judged_row(
 ) -> tuple[Any, ...]:
     """The judge's row of a run as the table holds it."""
     cells = (run_id, cursor, alerts, verdicts, band, last)
-    whole = (*cells, seal(*cells), state)
-    return (*whole, seal(*whole))
+    head, crc = two_seals(cells, state)
+    return (*cells, head, state, crc)
 
 
 def run_row(facts: RunFacts) -> tuple[Any, ...]:

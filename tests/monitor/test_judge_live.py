@@ -1,10 +1,17 @@
 """The judge inside the service: shuffled arrival, checkpoints to go back to, and money, as a sender gives them."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from monitor import schema
+from monitor.judge import Settings
+from monitor.judging.feeding import Runs
+from monitor.judging.run import Court, fresh, restored
+from monitor.verdict import Sample
 from tests.monitor.test_ingest import sample
 from tests.monitor.test_judge_beside import falling
 from tests.monitor.test_service import Open
@@ -45,3 +52,28 @@ def test_samples_shuffled_on_their_way_are_judged_as_in_order(tmp_path: Path) ->
         assert held["money_left"] == 7200.0 * held["hours_left"] > 0
         assert (held["action"], held["roll_back_to"]) == ("roll_back", 400)
         assert held["skip"][0] >= 495
+
+
+def test_a_state_that_was_kept_as_json_goes_on_like_one_that_is_kept_now(tmp_path: Path) -> None:
+    """Stores of before: what is decided afterwards is the same, a loss that was no number included."""
+    rng = random.Random(3)
+    losses = [2.0 + rng.gauss(0.0, 0.02) for _ in range(300)]
+    losses[250] = math.nan
+    opened = Open(tmp_path / "store")
+    opened.send(*(sample("a", 1, s, s + 1, loss) for s, loss in enumerate(losses)))
+    store = opened.monitor.store
+    court = Court(store, Settings(), Runs(store))
+    first = fresh(court, 1)
+    for chunk in store.chunks(1):
+        first.feed(court, chunk)
+    written = first.to_write()
+    assert written.state[:1] != b"{"
+    now = restored(court, 1, written.cursor, written.state, {})
+    before = schema.encode_event(msgspec.msgpack.decode(written.state))
+    then = restored(court, 1, written.cursor, before, {})
+    for step in range(301, 400):
+        said = Sample(step, 3.0 + rng.gauss(0.0, 0.02), time=1e9 + step, attempt=2)
+        verdicts = [run.watch.observe(said) for run in (first, now, then)]
+        assert repr(verdicts[0]) == repr(verdicts[1]) == repr(verdicts[2])
+    assert any(verdict.state == "diverged" for verdict in verdicts)
+    opened.close()

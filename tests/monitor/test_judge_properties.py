@@ -141,5 +141,5 @@ def test_a_late_or_repeated_sample_changes_nothing_in_a_live_judge(run: tuple[in
         again = twice.observe(replace(stream[at // 2], loss=99.0))
         over = any(alert.resolved_step is not None for alert in verdict.opened)  # a spike's causes go with it
         held = again.causes if over else verdict.causes
-        assert again == replace(verdict, opened=(), closed=(), state=again.state, causes=held)
+        assert again == verdict._replace(opened=(), closed=(), state=again.state, causes=held)
         assert again.opened == again.closed == ()
