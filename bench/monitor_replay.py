@@ -32,8 +32,10 @@ def main() -> None:
     began = time.monotonic()
     for step in range(1, n + 1):
         spooled.report(step=step, loss=3.0 * step**-0.05, tokens=step * 512, lr=6e-4, grad_norm=0.8)
-        if step % 20_000 == 0:
-            time.sleep(0.5)  # a full queue would drop some
+        while step % 10_000 == 0 and len(spooled._queue) > 20_000:
+            time.sleep(0.05)  # a full queue would drop some
+    while spooled._queue:
+        time.sleep(0.05)
     out: dict[str, object] = {"samples": n, "reported_in_s": round(time.monotonic() - began, 1)}
     service.start(60)
     began = time.monotonic()

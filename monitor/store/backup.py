@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from monitor.errors import Failed, WrongInput
-from monitor.store.check import check
+from monitor.store.check import DAMAGE, check, words
 from monitor.store.store import FILE, Store
 
 
@@ -28,8 +28,8 @@ def backup(folder: Path, target: Path) -> int:
             raise Failed(f"{folder}: the store is damaged, and so would be its backup: {'; '.join(trouble)}")
         _sync(partial)
         partial.rename(target)
-    except (OSError, sqlite3.Error) as error:
-        raise Failed(f"{target}: {error}") from error
+    except (OSError, *DAMAGE) as error:
+        raise Failed(f"{target}: {words(error)}") from error
     finally:
         store.close()
         partial.unlink(missing_ok=True)

@@ -14,6 +14,15 @@ KEY = {"bands": 2, "alerts": 6, "verdicts": 4}
 """How many of a row's first columns name it, where that is not its first one."""
 
 
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises for damage: the second where the text of its error quotes damaged bytes."""
+
+
+def words(error: Exception) -> str:
+    """What is wrong, also where sqlite3 could not say it."""
+    return "it holds bytes that are no text" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
 def check(path: Path) -> Iterator[str]:
     """Everything wrong with a store's file, in words."""
     db = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True)
@@ -29,8 +38,8 @@ def check(path: Path) -> Iterator[str]:
                 elif not whole(row):
                     yield f"{table} row {row[0]}: its seal is broken"
         yield from _missing(db)
-    except sqlite3.Error as error:
-        yield f"SQLite: {error}"
+    except DAMAGE as error:
+        yield f"SQLite: {words(error)}"
     finally:
         db.close()
 
@@ -97,7 +106,7 @@ def readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | N
                     seen.add(row[:key])
                     yield row
             return
-        except sqlite3.DatabaseError:
+        except DAMAGE:
             if direction == "ASC":
                 yield None
 

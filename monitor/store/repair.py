@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import Failed, WrongInput
-from monitor.store.check import check, readable, whole
+from monitor.store.check import DAMAGE, check, readable, whole, words
 from monitor.store.columns import Damaged, unpack
 from monitor.store.facts import AttemptFacts, RunFacts, from_bytes
 from monitor.store.noting import note_event, note_samples
@@ -50,8 +50,8 @@ def repair(folder: Path) -> list[str]:
             old.unlink()
         fresh.rmdir()
         return said
-    except (OSError, sqlite3.Error) as error:
-        raise Failed(f"{folder}: {error}") from error
+    except (OSError, *DAMAGE) as error:
+        raise Failed(f"{folder}: {words(error)}") from error
     finally:
         holder.close()
 
@@ -142,7 +142,7 @@ def _copy_judged(old: sqlite3.Connection, db: sqlite3.Connection, run_id: int) -
         )
         if (newest, *counted) != (band, alerts, verdicts):
             raise Damaged("judged")
-    except (Damaged, sqlite3.DatabaseError):
+    except (Damaged, *DAMAGE):
         db.execute("ROLLBACK TO judged")
     db.execute("RELEASE judged")
 

@@ -130,3 +130,25 @@ def test_an_export_is_a_curves_file(tmp_path: Path) -> None:
     with pytest.raises(WrongInput, match="has no run"):
         export(tmp_path / "store", "b", None, out)
     opened.close()
+
+
+def test_damage_that_sqlite_itself_cannot_put_in_words_is_said_and_repaired(tmp_path: Path) -> None:
+    """Of a broken schema its error quotes a name that is no text any more, and Python can't read the error."""
+    opened = Open(tmp_path / "store")
+    opened.send(*lines("a", curve(30)))
+    opened.close()
+    path = tmp_path / "store" / FILE
+    body = path.read_bytes()
+    broken = body.replace(b"INDEX chunks_of_run", b"INDEX chunksXof_run").replace(
+        b"chunks_of_runchunks", b"\xe5hunks_of_runchunks"
+    )
+    path.write_bytes(broken)
+    assert list(check(path)) == ["SQLite: it holds bytes that are no text"]
+    with pytest.raises(Failed, match="damaged: SQLite: it holds bytes that are no text"):
+        restore(path, tmp_path / "elsewhere")
+    with pytest.raises(Failed):
+        backup(tmp_path / "store", tmp_path / "copy.db")
+    said = repair(tmp_path / "store")
+    assert "SQLite: it holds bytes that are no text" in said and any("left out" in line for line in said)
+    assert next(iter(path.parent.glob("*.damaged-*"))).read_bytes() == broken
+    assert list(check(path)) == []
