@@ -70,7 +70,7 @@ class ChunkRow(NamedTuple):
     @classmethod
     def of(cls, cells: list[Any]) -> "ChunkRow":
         """Back from the table's cells, without the `crc`."""
-        return cls(*cells[:11], cells[12])
+        return cls._make((*cells[:11], cells[12]))
 
 
 HEAD = (
