@@ -150,5 +150,5 @@ def test_damage_that_sqlite_itself_cannot_put_in_words_is_said_and_repaired(tmp_
         backup(tmp_path / "store", tmp_path / "copy.db")
     said = repair(tmp_path / "store")
     assert "SQLite: it holds bytes that are no text" in said and any("left out" in line for line in said)
-    assert next(iter(path.parent.glob("*.damaged-*"))).read_bytes() == broken
+    assert next(iter(path.parent.glob(f"{FILE}.damaged-*"))).read_bytes() == broken
     assert list(check(path)) == []
