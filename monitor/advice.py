@@ -31,9 +31,10 @@ STOP = 0.98
 def final_loss(
     prediction: Mapping[str, Any] | None, outlook: Mapping[str, float]
 ) -> tuple[float, float] | None:
-    """Mean and standard deviation of the final loss, nats per token. None without a prediction."""
+    """Mean and standard deviation of the final loss, nats per token. None without a prediction, or where the run is
+    longer than what was predicted: the loss at the end of a shorter schedule is not that of a longer one on its way."""
     final = (prediction or {}).get("final_loss")
-    if not final:
+    if not final or outlook.get("longer", 1.0) > 1.0:
         return None
     end, s_end = float(final["p50"]), max((final["p95"] - final["p05"]) / (2 * Z90), 1e-6)
     if outlook["gap_samples"] < 1 or not outlook["share"] > 0:
@@ -131,7 +132,13 @@ def advise(
     if worst is not None:
         rest += [f"{cause.name}: {cause.evidence}" for cause in causes]
     evidence = [*look, *heading, *cost, *rest]
-    if target_loss is not None and guess is None:
+    longer = outlook.get("longer", 1.0)
+    if prediction is not None and longer > 1.0:
+        evidence.append(
+            f"the run is {longer:.3g} times as long as its prediction's curve, which says nothing of such an end: "
+            "predict the whole run (`losscast predict` with its tokens)"
+        )
+    elif target_loss is not None and guess is None:
         evidence.append(
             "no prediction: nothing says what it will end at, so not whether it misses its target"
         )

@@ -28,6 +28,8 @@ from monitor.verdict import Alert, Cause, Sample, Source, State, Verdict
 
 NEWEST = 0.7
 """Weight of the newest of two such samples up to half the run; all of it from three quarters on."""
+LONGER = 0.05
+"""Share by which a run may be longer than its prediction's curve and still have its end foretold by it."""
 FRESH = 0.9
 """A validation speaks for the run until it is a tenth further."""
 SECOND = 0.798 * math.sqrt(6.0)
@@ -241,11 +243,22 @@ class Judge(Fast, Slow, Validation, Plateau):
             tuple(closed),
         )
 
+    def _longer(self, share: float) -> float:
+        """How many times as long as its prediction's curve the run is, or is known to become; 1 where it is not longer."""
+        if self.line is None or share <= 0:
+            return 1.0
+        whole, last = self.total_tokens, self.line.last_tokens
+        longer = max(share, whole / last if whole and last and self._tokens >= 0 else 1.0)
+        return longer if longer > 1.0 + LONGER else 1.0
+
     def outlook(self) -> dict[str, float]:
         """What advice needs to know, as plain numbers (nats per token, share of the run)."""
         step = max(self._step, 0.0)
         expected = self.line.at(step, self._tokens if self._tokens >= 0 else None) if self.line else None
         share = self._share(step) or 0.0
+        longer = self._longer(share)
+        if expected is None and self.line is not None and 1.0 < share <= 1.0 + LONGER:
+            expected = self.line.final  # a batch or so past the end
         # before the slow tests begin
         young = not self.drift.count and self.gap.count >= self.settings.warm_up
         answer = {
@@ -257,12 +270,21 @@ class Judge(Fast, Slow, Validation, Plateau):
             "loss": self._loss,
             "every": self._every,
             "validation_broken": self._val_bad if math.isfinite(self._loss) else 0.0,
+            "longer": longer,
         }
         answer |= {"gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
         if share > 0 and self._time > self._first_time > 0 and step > self._time_step:
-            left = max(0.0, step / share - step)
+            done = (
+                self._tokens / self.total_tokens
+                if longer > 1.0 and self.total_tokens and self._tokens > 0
+                else share
+            )
+            left = max(0.0, step / done - step)
             answer["hours_left"] = left * (self._time - self._first_time) / (step - self._time_step) / 3600.0
-        if expected is None or not (self.drift.count or 0 < self._gaps <= SPARSE or self._val_count or young):
+        if expected is None:
+            answer["gap_samples"] = 0.0  # nothing to hold the loss against: no gap, however many there were
+            return answer
+        if not (self.drift.count or 0 < self._gaps <= SPARSE or self._val_count or young):
             return answer
         spread, drift = band_sd(expected), self.drift
         fresh = self._val_count and (self._share(self._val_step) or 0.0) >= FRESH * share

@@ -178,3 +178,49 @@ def test_a_plateau_after_an_announced_change_is_called_and_a_fall_that_goes_on_i
     found = called(stuck(2500, jump, 1000))
     assert [name for name, _ in found] == ["LossPlateau"] and 2500 < found[0][1] < 2 * 2500
     assert called(stuck(10_000, jump, 1000)) == []
+
+
+# a run that is longer than what was predicted
+
+
+def with_tokens(total_tokens: float | None, until: int, every: int = 10) -> Watch:
+    """Of 1,000 tokens a step, beside a prediction that ends at STEPS of them."""
+    given = band()
+    curve = given["curve"]
+    assert isinstance(curve, dict)
+    curve["tokens"] = [1000.0 * (t + 1) for t in curve["step"]]
+    watch = Watch(prediction=given, target_loss=TARGET, total_tokens=total_tokens)
+    for sample in run(until, every):
+        watch.observe(replace(sample, tokens=1000.0 * (sample.step + 1)))
+    return watch
+
+
+@pytest.mark.parametrize(("total", "until"), [(3e7, 1), (3e7, 900), (None, 2 * STEPS), (3e7, 2 * STEPS)])
+def test_a_run_longer_than_its_prediction_has_no_end_foretold_and_is_told_so(
+    total: float | None, until: int
+) -> None:
+    """Its prediction's end is that of another schedule; it was told with an eighteenth of its own interval."""
+    said = with_tokens(total, until).advice()
+    assert said.final_loss is None and said.p_miss is None and said.action == "continue"
+    assert any("as long as its prediction" in e and "losscast predict" in e for e in said.evidence)
+    assert not any("no prediction" in e for e in said.evidence)
+
+
+@pytest.mark.parametrize("over", [0.5, 1.0, 1.02])
+def test_a_run_that_ends_with_its_prediction_or_a_batch_later_keeps_its_end(over: float) -> None:
+    said = with_tokens(over and 1000.0 * STEPS * max(1.0, over), int(STEPS * over)).advice()
+    assert said.final_loss is not None and said.p_miss is not None and said.p_miss < 0.5
+    assert said.final_loss["p05"] < line(STEPS) < said.final_loss["p95"]
+
+
+def test_where_the_curve_says_nothing_of_a_step_the_interval_is_the_predictions_own() -> None:
+    """Between the last step of a curve that begins late and the run's first: no gap is known, so nothing narrows it."""
+    given = band()
+    curve, final = given["curve"], given["final_loss"]
+    assert isinstance(curve, dict) and isinstance(final, dict)
+    for name, values in curve.items():
+        curve[name] = values[100:]
+    watch = Watch(prediction=given, target_loss=TARGET)
+    watch.observe(Sample(1, 10.0))
+    said = watch.advice().final_loss
+    assert said is not None and said["p95"] - said["p05"] >= final["p95"] - final["p05"] - 1e-9
