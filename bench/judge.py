@@ -12,6 +12,7 @@ Protocol
   control     runs of one record share their data order: one is the run, the next the control.
   drift       from 20% of the run the loss rises linearly to 0.5% above its end, against a control or a prediction of the
               same recipe; the figure is the share of the final excess that had accrued at the call.
+  old runs    the same against all other runs of the recipe, as `replay --control` takes them; see `judge_bend`.
   advice      validation curves in groups of one recipe; each run against the mean of the others of its group and the
               90% band that so few runs leave (Student's t), the target their median. parameter_golf has three or four runs a recipe, too few for
               a spread: theirs is that of the other recipes at the same share of the run. advice.KEEPS and core.NEWEST
@@ -39,6 +40,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from judge_advice import advice, drift_beside_control, recipes
+from judge_bend import beside_old, one_recipe, simulated
 from judge_drift import beside_controls, by_validations
 from judge_made_up import false_alarms, smoothed_delays
 from judge_peers import rules
@@ -297,7 +299,7 @@ def main() -> int:
     parser.add_argument("--surrogate-steps", type=int, default=1_000_000)
     parser.add_argument(
         "--only",
-        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, drift bound, blowup, advice, made up, cost",
+        help="one of healthy, budgets, young, faults, as large, stuck, control, drift, old runs, drift bound, blowup, advice, made up, cost",
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -330,6 +332,17 @@ def main() -> int:
         "control": lambda: with_control(read_samples(data / "perstep_seeds.csv")),
         "blowup": lambda: blow_up(data),
         "drift": lambda: drift_beside_control(read_samples(data / "perstep_seeds.csv")),
+        "old runs": lambda: [
+            *(
+                {"set": f"perstep_seeds, {len(held)} runs", **beside_old([held], 1, 50)}
+                for held in one_recipe(read_samples(data / "perstep_seeds.csv"))
+            ),
+            {
+                "set": "speedrun_val",
+                **beside_old([held for _, held in recipes(read_samples(data / "speedrun_val.csv"))], 5, 1),
+            },
+            *simulated(),
+        ],
         "drift bound": lambda: [
             beside_controls(read_samples(data / "perstep_seeds.csv")),
             by_validations(recipes(read_samples(data / "speedrun_val.csv"))),

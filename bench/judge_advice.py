@@ -241,6 +241,7 @@ def drift_beside_control(runs: Runs) -> dict[str, Any]:
     names = [n for n in runs if len(runs[n]) == 1530]
     found: list[float | None] = []
     moved: list[float] = []
+    false: Counter[str] = Counter()
     rise = 0.0
     for k, mine in enumerate(names):
         other = runs[names[(k + 1) % len(names)]]
@@ -254,6 +255,7 @@ def drift_beside_control(runs: Runs) -> dict[str, Any]:
         bad = [
             replace(s, loss=s.loss + rise * max(0.0, (s.step - begin) / (end - begin))) for s in runs[mine]
         ]
+        false.update(a["alert"] for a in replay(runs[mine], control=other)["alerts"])
         calls = replay(bad, control=other)["alerts"]
         first = next((a["step"] for a in calls if a["alert"] == "LossAbovePrediction"), None)
         found.append(None if first is None else (first - begin) / (end - begin))
@@ -262,7 +264,7 @@ def drift_beside_control(runs: Runs) -> dict[str, Any]:
         "trials": len(found), "half its excess, in standard deviations between healthy pairs there": 0.5 * rise / stdev(moved),
         "called": len(hit) / len(found),
         "called by half its excess": fmean(f is not None and f <= 0.5 for f in found),
-        "median share of the excess at the call": median(hit) if hit else None,
+        "median share of the excess at the call": median(hit) if hit else None, "healthy pairs called": dict(false),
     }  # fmt: skip
 
 

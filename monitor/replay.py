@@ -13,6 +13,7 @@ from typing import Any
 from monitor.advice import advise
 from monitor.forecast.points import Curve, read_curves
 from monitor.judge import Judge, Settings
+from monitor.judge.old_runs import OldRuns
 from monitor.verdict import Advice, Alert, Sample
 
 
@@ -77,11 +78,12 @@ def replay(
     prediction: Mapping[str, Any] | None = None,
     control: Iterable[Sample] | None = None,
     target_loss: float | None = None,
+    old: OldRuns | None = None,
 ) -> dict[str, Any]:
     """Every alert and the advice of one run, as plain data (non-finite numbers as they are: use `schema.spell`).
 
     Samples are put into step order first, as a service does within the window it holds. Advice is given at each
-    twentieth of the samples, whenever an alert changes, and at the end.
+    twentieth of the samples, whenever an alert changes, and at the end. `old` is what the recipe's finished runs say.
     """
     rows = sorted(samples, key=lambda s: (s.attempt, s.step))
     held = list(control) if control is not None else []
@@ -93,6 +95,7 @@ def replay(
         target_loss,
         total_tokens=last.tokens if last and by_tokens else None,
         total_steps=last.step if last and not by_tokens else None,
+        old_runs=old,
     )
     alerts: list[Alert] = []
     advice: list[Advice] = []

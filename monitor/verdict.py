@@ -21,7 +21,7 @@ State = Literal[
     "stalled",
     "plateau",
 ]
-Source = Literal["control", "prediction", "own_past", "none"]
+Source = Literal["control", "prediction", "old_runs", "own_past", "none"]
 Action = Literal["continue", "stop", "roll_back", "lower_lr"]
 
 

@@ -18,7 +18,14 @@ def register(commands: Any) -> None:
     p.add_argument("curve", help="CSV or Parquet with run,step,loss[,tokens,lr,grad_norm]")
     p.add_argument("--run", help="only this run of the file")
     p.add_argument("--prediction", help="prediction.json to hold the run against")
-    p.add_argument("--control", help="curve of a run on the same data order; the mean of several in one file")
+    p.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="CURVE",
+        help="a run of the same recipe, on the same data order or the old runs on theirs; again for more, three and more "
+        "(also in one file) say how such runs differ",
+    )
     p.add_argument("--target-loss", type=float, help="final loss the run should reach, nats per token")
     p.add_argument(
         "--columns",
@@ -39,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from monitor.cli.fit import pairs
     from monitor.errors import WrongInput
     from monitor.judge.line import check
+    from monitor.judge.old_runs import old_runs
     from monitor.replay import merged, off_prediction, read_samples, replay
     from monitor.schema import spell
 
@@ -70,11 +78,17 @@ def run(args: argparse.Namespace) -> int:
             check(prediction)
         except WrongInput as error:
             raise WrongInput(f"{args.prediction}: {error}") from error
-    control = None
-    if args.control:
-        control = merged(read_samples(args.control, columns).values())
+    controls = [run for path in args.control for run in read_samples(path, columns).values()]
+    control = merged(controls) if controls else None
+    old = None
+    if len(controls) > 1:
+        try:
+            old = old_runs(controls)
+        except WrongInput as error:
+            print(f"note: --control: {error}; the run is held against their mean alone", file=sys.stderr)
     answers = {
-        name: replay(samples, None, prediction, control, args.target_loss) for name, samples in runs.items()
+        name: replay(samples, None, prediction, control, args.target_loss, old)
+        for name, samples in runs.items()
     }
     off = any(off_prediction(answer) for answer in answers.values())
     if args.json:

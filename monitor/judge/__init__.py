@@ -4,6 +4,7 @@ HOW TO CALL IT (the monitor service and `losscast replay` do the same)
 
     from monitor.replay import Watch            # the Judge plus advice(): what a service keeps, one per active run
     watch = Watch(Settings(), prediction=dict|None, target_loss=float|None, total_tokens=float|None)
+                                                # old_runs=old_runs(curves) for what finished runs of the recipe say
     verdict = watch.observe(sample)             # monitor.verdict.Verdict; .opened and .closed are the alerts that changed
     watch.observe_control(sample)               # the control run's sample, before ours of the same step
     watch.announce(step, "lr" | "data" | text)  # a planned change from this step on: its effect is not an anomaly

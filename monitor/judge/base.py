@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
+from monitor.judge.bend import Bend, Shape
 from monitor.judge.control import Control
 from monitor.judge.cusum import Cusum
 from monitor.judge.drift import Drift
 from monitor.judge.evidence import Evidence
 from monitor.judge.line import Expected, Line
+from monitor.judge.old_runs import OldRuns
 from monitor.judge.order import Order
 from monitor.judge.past import Past
 from monitor.judge.settings import Settings
@@ -49,12 +51,23 @@ LEARN_FROM, LEARN_TO = 0.07, 0.2
 TWIN_FROM, TWIN_TO = 0.1, 0.25
 """The same for its difference from a control of its recipe, which wanders in the first tenth."""
 
+LIKE = Shape()
+"""What the differences of two runs of a recipe are like: the likeliest of `old_runs.SHAPES` on each of two recipes."""
+NOTHING_KNOWN = 1e-12
+"""Degrees of freedom of their size, which is known from the pair alone."""
+
 NUMBERS = (
     "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
     "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
     "resume_level", "resume_slack", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
     "gaps", "newer", "older", "oldest", "rough", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every", "low",
+    "drop", "drop_from", "drop_mean", "drop_n", "drop_since", "fell",
+    "part", "part_sum", "part_turns", "part_count", "part_bad", "turned", "turned_n", "parted", "by_bend", "pair", "pair_sum", "pair_share",
+    "pair_count", "pair_bad",
 )  # fmt: skip
+
+NOT_NOTHING = frozenset({"step", "tokens", "loss", "attempt", "quiet_from", "part", "pair"})
+"""Those that begin as something else than 0; what is 0 is not written."""
 
 
 class Held:
@@ -105,6 +118,30 @@ class Held:
     _val_apart: float
     _flat: float
     _low: float
+    _drop: float
+    _drop_from: float
+    _drop_mean: float
+    _drop_n: float
+    _drop_since: float
+    _fell: float
+    """Deviations of the band by which it dropped at once, while that lasts; 0 where it did not."""
+    _part: float
+    """Window of the old runs that is in hand, -1 before the first; `_pair` the same beside a control."""
+    _part_sum: float
+    _part_turns: float
+    _part_count: float
+    _part_bad: float
+    _turned: float
+    _turned_n: float
+    _parted: float
+    """The run left what the old runs did: an announced change."""
+    _by_bend: float
+    """1 or -1 while a bending gap is what holds LossAbovePrediction or LossBelowPrediction open."""
+    _pair: float
+    _pair_sum: float
+    _pair_share: float
+    _pair_count: float
+    _pair_bad: float
     _every: float
     """Steps from the last sample but one to the last: what is seen at a step may have begun as many before it."""
 
@@ -115,6 +152,7 @@ class Held:
         target_loss: float | None = None,
         total_tokens: float | None = None,
         total_steps: float | None = None,
+        old_runs: OldRuns | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.prediction = dict(prediction) if prediction else None
@@ -138,10 +176,14 @@ class Held:
         """Steps of the newest checkpoints that are there to go back to, rising."""
         self.control: Control | None = None
         self.twin = Drift()
+        self.old_runs = old_runs
+        self.bend = old_runs.bend() if old_runs is not None else None
+        self.pair = Bend(lambda a, b: LIKE.at(a.share, b.share), NOTHING_KNOWN)
+        """Beside one control."""
         self._open: dict[str, Alert] = {}
         for name in NUMBERS:
             setattr(self, "_" + name, 0.0)
-        self._step = self._tokens = self._quiet_from = -1.0
+        self._step = self._tokens = self._quiet_from = self._part = self._pair = -1.0
         self._loss = math.nan
         self._attempt = 1.0
 
@@ -149,12 +191,17 @@ class Held:
         """Everything observe() changes, as JSON-able data (non-finite numbers as None where they can be)."""
         return {
             "version": 1,
-            "numbers": {name: _plain(getattr(self, "_" + name)) for name in NUMBERS},
+            "numbers": {
+                name: _plain(value)
+                for name in NUMBERS
+                if (value := getattr(self, "_" + name)) != 0.0 or name in NOT_NOTHING
+            },
             "tracks": [self.raw.state(), self.gap.state(), self.val.state()],
             "smoothing": self.smoothing.state(),
             "main": self.main.state(),
             "drift": self.drift.state(),
             "twin": self.twin.state(),
+            "bend": [None if self.bend is None else self.bend.state(), self.pair.state()],
             "past": self.past.state(),
             "evidence": self.evidence.state(),
             "order": self.order.state(),
@@ -175,11 +222,12 @@ class Held:
         target_loss: float | None = None,
         total_tokens: float | None = None,
         total_steps: float | None = None,
+        old_runs: OldRuns | None = None,
     ) -> Self:
         """The judge that wrote `state`, going on. Raises ValueError for a state of another version."""
         if state.get("version") != 1:
             raise ValueError(f"judge state of version {state.get('version')!r}; this one reads version 1")
-        judge = cls(settings, prediction, target_loss, total_tokens, total_steps)
+        judge = cls(settings, prediction, target_loss, total_tokens, total_steps, old_runs)
         for name, value in state["numbers"].items():
             if name in NUMBERS:
                 setattr(judge, "_" + name, _number(value))
@@ -191,6 +239,10 @@ class Held:
         judge.main.load(state["main"])
         judge.drift.load(state["drift"])
         judge.twin.load(state["twin"])
+        held, pair = state.get("bend", (None, ()))
+        judge.pair.load(pair)
+        if judge.bend is not None and held is not None:
+            judge.bend.load(held)
         judge.past.load(state["past"])
         judge.evidence.load(state["evidence"])
         if "order" in state:

@@ -71,6 +71,7 @@ class Judge(Fast, Slow, Validation, Plateau):
             self._step = float(step)
             self._tokens = -1.0
             self.past.forget(step)
+            self._bend_back(step)
             self.raw.restart(level, self.past.count)
         self.smoothing.forget(self.raw.base)
         self.main.clear()
@@ -99,9 +100,12 @@ class Judge(Fast, Slow, Validation, Plateau):
             "flat",
             "resume_n",
             "val_count",
+            "drop",
+            "fell",
         ):
             setattr(self, "_" + name, 0.0)
         self._step, self._tokens = float(step), -1.0
+        self._bend_back(None)
 
     def observe_control(self, sample: Sample) -> None:
         """The control run's sample on the same data order, before ours of the same step."""
@@ -168,6 +172,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         self._fast(sample, expected, opened, closed)
         if self._resume_n:
             self._continuity(sample, opened, closed)
+        self._beside_old(sample, opened, closed)
         if not self._off:
             self._slow(sample, expected, opened, closed)
             self._plateau(sample, expected, opened, closed)
@@ -222,6 +227,11 @@ class Judge(Fast, Slow, Validation, Plateau):
         elif self.raw.count:
             centre, lower, upper = self.raw.base, self.raw.base - 3.0 * sd, self.raw.base + 3.0 * sd
             source = "control" if self._paired else "own_past"
+            old = None if self.old_runs is None or self._parted else self.old_runs.at(float(step))
+            if old is not None:
+                noise = 1.645 * math.hypot(old[1], sd)
+                centre, lower, upper = old[0], old[0] - noise, old[0] + noise
+                source = "control" if self._paired else "old_runs"
         else:
             centre = lower = upper = None
             source = "none"

@@ -9,9 +9,11 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from monitor.judge.base import TWIN_FROM, TWIN_TO, Held, band_sd
+from monitor.judge.base import TWIN_FROM, TWIN_TO, band_sd
+from monitor.judge.bending import Bending
 from monitor.judge.control import USEFUL
 from monitor.judge.drift import Drift
+from monitor.judge.drop import Drop
 from monitor.judge.line import Expected
 from monitor.verdict import Alert, Sample
 
@@ -26,7 +28,7 @@ NEAR = 6.0
 TAIL_KEPT = 1.0 - 1.0 / 20_000
 
 
-class Fast(Held):
+class Fast(Drop, Bending):
     """The fast tests, on top of what is held."""
 
     def _fast(
@@ -49,7 +51,7 @@ class Fast(Held):
                     weight = self.gap.weight
         else:
             g = None
-        z_control = self._with_control(sample, step)
+        z_control = self._with_control(sample, step, opened, closed)
         if z_control is not None and z_control < z and not self._off:
             z = z_control  # the control saw the same: bad data, not our doing
         ready = raw.count >= limits.warm_up
@@ -62,7 +64,10 @@ class Fast(Held):
                     self.main.b = 0.0  # the run had this loss at this rate before
                     if z >= 4.0:
                         raw.restart()
-        self._far_below(raw.score(x))
+        own = raw.score(x)
+        if g is not None and expected is not None:
+            self._falls(sample, own, g, expected, opened, closed)
+        self._far_below(own)
         if self._off:
             if self._by_control:
                 if not (ready and self.main.over(limits.warn, limits.warn_quick)):
@@ -85,7 +90,7 @@ class Fast(Held):
             if g is not None:
                 self.gap.learn(g, quiet)
         self._waiting = 0.0 if quiet else self._waiting + 1
-        height = (1.0 + 50.0 / raw.count) * self.smoothing.doubt()
+        height = (1.0 + 50.0 / max(1, raw.count)) * self.smoothing.doubt()
         by_main = ready and self.main.over(limits.warn * height, limits.warn_quick * height)
         control = self.control
         by_control = (
@@ -243,13 +248,18 @@ class Fast(Held):
         self.main.clear()
         self.drift = Drift()
         self.twin = Drift()
+        self._drop = self._fell = 0.0
+        self._parted = 1.0
+        self._bend_back(None)
         if self.control is not None:
             self.control.rest.restart()
             self.control.cusum.clear()
         self._waiting = 0.0
         self._lead = max(1.0, self._step)  # the offset is learnt from here, whatever share of the run is done
 
-    def _with_control(self, sample: Sample, step: float) -> float | None:
+    def _with_control(
+        self, sample: Sample, step: float, opened: list[Alert], closed: list[Alert]
+    ) -> float | None:
         """Residual of what the control leaves, in its own sigmas; None where there is no use of a control."""
         control = self.control
         if control is None:
@@ -273,5 +283,7 @@ class Fast(Held):
             share = self._share(step)
             if useful and share is not None and share > TWIN_FROM and 0.8 < control.beta() < 1.25:
                 self.twin.learn(x - c, rest.calm_sd, rest.weight, step, share <= TWIN_TO)
+                if self.old_runs is None:
+                    self._beside_one(sample, x - c, share, opened, closed)
         self._paired = 1.0 if useful else 0.0
         return z if useful else None

@@ -74,9 +74,9 @@ class Slow(Held):
         drift.above = drift.above + 1 if moved > away or recent > most else 0.0
         drift.below = drift.below + 1 if -moved > away + 0.5 or -recent > most else 0.0
         self._hold_drift(sample, drift, expected.p50 + own * spread, opened)
-        if not self._by_twin and moved < 0.6 * away and recent < 0.9 * most:
+        if not self._by_twin and self._by_bend <= 0 and moved < 0.6 * away and recent < 0.9 * most:
             self._close("LossAbovePrediction", sample.step, closed)
-        if -moved < 0.6 * away and -recent < 0.9 * most:
+        if not self._fell and self._by_bend >= 0 and -moved < 0.6 * away and -recent < 0.9 * most:
             self._close("LossBelowPrediction", sample.step, closed)
         self._will_miss(sample, recent * spread, noise * spread, expected, opened)
 
@@ -99,9 +99,9 @@ class Slow(Held):
         below = (-newer > least and -older > ON_ITS_WAY * least) or -upper > most
         drift.above, drift.below = (3.0 if above else 0.0), (3.0 if below else 0.0)
         self._hold_drift(sample, drift, middle + (own * spread if abs(own) < most else 0.0), opened)
-        if not self._by_twin and newer < 0.6 * least and lower < 0.9 * most:
+        if not self._by_twin and self._by_bend <= 0 and newer < 0.6 * least and lower < 0.9 * most:
             self._close("LossAbovePrediction", sample.step, closed)
-        if -newer < 0.6 * least and -upper < 0.9 * most:
+        if not self._fell and self._by_bend >= 0 and -newer < 0.6 * least and -upper < 0.9 * most:
             self._close("LossBelowPrediction", sample.step, closed)
 
     def _slow_twin(self, sample: Sample, step: float, opened: list[Alert], closed: list[Alert]) -> None:
@@ -123,7 +123,8 @@ class Slow(Held):
             self._hold_drift(sample, twin, sample.loss - moved, opened)
         if self._by_twin and moved < 0.7 * room:
             self._by_twin = 0.0
-            self._close("LossAbovePrediction", sample.step, closed)
+            if self._by_bend <= 0:
+                self._close("LossAbovePrediction", sample.step, closed)
 
     def _hold_drift(self, sample: Sample, drift: Drift, usual: float, opened: list[Alert]) -> None:
         lasting = 3 if drift.count > 60 else 2

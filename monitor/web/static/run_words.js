@@ -114,6 +114,7 @@ function attemptsCard(run) {
 
 const SOURCES = {
   prediction: "Held against the prediction that was registered for it.",
+  old_runs: "Held against the finished runs of its recipe.",
   own_past: "Held against its own past; a prediction would say more.",
   none: "Nothing to hold it against yet.",
 };
