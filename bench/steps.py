@@ -61,7 +61,9 @@ def rate(times: list[float], window: Window) -> float:
     """Steps/s within a window of time. Raises RuntimeError where it holds fewer than two steps."""
     within = [t for t in times if window[0] <= t <= window[1]]
     if len(within) < 2:
-        raise RuntimeError("no two steps within a window: make it longer (--seconds)")
+        raise RuntimeError(
+            f"{len(within)} steps within {window[1] - window[0]:.1f} s, of {len(times)} in all: a longer window (--seconds)?"
+        )
     return (len(within) - 1) / (within[-1] - within[0])
 
 
@@ -103,8 +105,12 @@ def torchrun(spec: RunSpec, home: Path) -> Iterator[int]:
         try:
             yield process.pid
         finally:
-            process.terminate()
-            process.wait(60)
+            RunFolder.of(spec.checkpoints.url, spec.name).stop.touch()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait(60)
 
 
 @contextlib.contextmanager
@@ -112,7 +118,8 @@ def through_losscast(spec: RunSpec, head: local_ray.Head) -> Iterator[None]:
     """The run as `losscast submit` runs it, stopped at the end."""
     from launcher.jobs.submit import submit, wait
 
-    job = submit(spec, head.dashboard, head.environment())
+    patient = {"LOSSCAST_HANG_FLOOR_S": "300"}  # stopped for the other's windows, it is not hung
+    job = submit(spec, head.dashboard, head.environment(), env=patient)
     try:
         yield
     finally:
@@ -217,17 +224,12 @@ def compare(
         until(going[0], f"{mine.name} to train")
         until(lambda: standby_ready(head), "the standby")
         ours = [head.pid, live[1]]
-        send(ours, signal.SIGSTOP)
-        try:
-            with torchrun(bare, home) as pid:
-                until(going[1], f"{bare.name} to train")
-                try:
-                    ran = turns(ours, ours_alone(head, live[1]), [pid], args)
-                finally:
-                    send([*ours, pid], signal.SIGCONT)
-                RunFolder(home / "runs" / bare.name).stop.touch()
-        finally:
-            send(ours, signal.SIGCONT)
+        with torchrun(bare, home) as pid:  # beside the other: one that stands still for long loses its lease
+            until(going[1], f"{bare.name} to train")
+            try:
+                ran = turns(ours, ours_alone(head, live[1]), [pid], args)
+            finally:
+                send([*ours, pid], signal.SIGCONT)
     made = [step_times(curves[which]) for which in (0, 1, 1)]
     through, plain, beside = (
         [rate(times, w) for w in windows] for times, windows in zip(made, ran, strict=True)
