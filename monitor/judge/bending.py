@@ -21,6 +21,11 @@ FEW = 4
 """Pairs that make a window."""
 COMPLETE = 0.9
 """Share of a window's samples that must have come."""
+SAME = 0.25
+"""Sigmas of a sample's noise up to which a control that begins apart may be of our recipe: a smaller twin's gap bends of
+itself, and begins further off."""
+SEEN = 0.05
+"""The same from which a bend is anybody's trouble."""
 OTHER = 4.0
 """Times the old runs' batch noise from which the run's is held for another's: it reads other batches than they did."""
 
@@ -93,7 +98,8 @@ class Bending(Held):
                 self.pair.add(Window(int(self._pair), round(self._pair_share / n, 6), round(gap, 9), 0.0))
                 end = float(sample.step) / share
                 first = self.pair.windows[0].gap
-                if abs(first) < 0.5 * self.raw.calm_sd:  # of the same recipe: at a loss next to ours
+                noise = self.raw.calm_sd
+                if self._by_bend or (abs(first) < SAME * noise and abs(gap - first) > SEEN * noise):
                     usual = sample.loss - gap + first
                     self._bent(sample, self.pair, HEIGHT_PAIR, end, sample.loss, usual, opened, closed)
             self._pair, self._pair_sum, self._pair_share = float(at), 0.0, 0.0

@@ -175,6 +175,35 @@ def test_a_monitor_restarted_anywhere_beside_old_runs_or_a_control_gives_the_sam
 OLD = recipe(6)
 
 
+def beside(run: list[Sample], control: list[Sample]) -> set[str]:
+    return {a["alert"] for a in replay(run, control=control)["alerts"]}
+
+
+def test_beside_one_control_a_drift_is_called_and_a_smaller_twins_bend_is_not() -> None:
+    """A twin that is smaller begins further off, and its distance bends of itself."""
+    for seed in range(50, 56):
+        assert beside(long_run(seed), long_run(seed + 20)) == set()
+        smaller = [replace(s, loss=s.loss + 0.3 * (s.step / LONG) ** 0.5) for s in long_run(seed + 20)]
+        assert beside(long_run(seed), smaller) == set()
+    found = [beside(long_run(seed, 0.04), long_run(seed + 20)) for seed in range(50, 56)]
+    assert sum(f == {"LossAbovePrediction"} for f in found) >= 5
+
+
+LONG = 1200
+
+
+def long_run(seed: int, drift: float = 0.0) -> list[Sample]:
+    """As `a_run`, long enough for a control to be used."""
+    rng, shared, way, pace, out = random.Random(1000 + seed), random.Random(0), 0.0, 0.0, []
+    for t in range(LONG):
+        pace += 0.01 * (-pace + rng.gauss(0, 0.0001))
+        way += pace - 0.001 * way
+        rise = drift * max(0.0, t / LONG - 0.2) / 0.8
+        base = 2.0 + 6.0 * (t + 10) ** -0.3 + shared.gauss(0, 0.1)
+        out.append(Sample(t, base + way + rng.gauss(0, 0.003) + rise))
+    return out
+
+
 def test_what_was_superseded_by_a_resume_is_forgotten() -> None:
     run, watch = a_run(50), Watch(old_runs=OLD)
     for sample in a_run(50, drift=0.2)[:300]:
