@@ -351,6 +351,8 @@ class Judging:
             run.advised_s = now
             run.advise()
             self._unsaid.discard(run.run_id)
+        if run.unheard:
+            run.hold(self._clock())
         self.last[run.run_id] = run.tell()
         run.told = True
         self._fresh.append(run.run_id)

@@ -24,6 +24,8 @@ from monitor.verdict import Sample, Verdict
 
 _packed = msgspec.msgpack.Encoder().encode
 DURATIONS = 256
+LATE_S = 3600.0
+"""What a sample said so long ago is no news: a run that is judged again from its first sample pages nobody anew."""
 BAND_ROWS = 4096
 """Samples whose expectations are kept together in one row of the store."""
 
@@ -94,6 +96,8 @@ class Run:
     """The newest attempt, and how many of its samples it was fed."""
     event_ord: int = 0
     """Ordinal of the last event it was fed."""
+    unheard: list[str] = field(default_factory=list)
+    """Critical alerts that were called and not made known yet."""
     verdict: Verdict | None = None
     """The newest one, while it is not in `last` yet: most are followed by another before anybody asks."""
 
@@ -234,6 +238,7 @@ class Run:
                 self.last = {**self.last, "spike_time": received}
             if a.severity == "critical":
                 self.last = {**self.last, "called": {**self.last.get("called", {}), a.alert: received}}
+                self.unheard.append(a.alert)
             value = spell(a.value)
             special = value if isinstance(value, str) else None
             number = None if special else value
@@ -275,6 +280,16 @@ class Run:
         took = sorted(self.durations)
         if len(took) >= 2:
             self.last["step_s"] = [took[len(took) // 2], took[min(len(took) - 1, int(len(took) * 0.99))]]
+
+    def hold(self, now: float) -> None:
+        """What was called is held out to be scraped from when it is made known, not from when its sample came: of a judge that is
+        behind, an alert that has passed again would be over before anybody could see it."""
+        called = dict(self.last.get("called", {}))
+        for alert in self.unheard:
+            if alert in called and now - called[alert] < LATE_S:
+                called[alert] = max(called[alert], now)
+        self.unheard = []
+        self.last = {**self.last, "called": called}
 
     def tell(self) -> dict[str, Any]:
         """The newest verdict with the open alerts."""

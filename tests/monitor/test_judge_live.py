@@ -77,3 +77,22 @@ def test_a_state_that_was_kept_as_json_goes_on_like_one_that_is_kept_now(tmp_pat
         assert repr(verdicts[0]) == repr(verdicts[1]) == repr(verdicts[2])
     assert any(verdict.state == "diverged" for verdict in verdicts)
     opened.close()
+
+
+def test_a_page_of_a_judge_that_is_behind_is_held_out_from_when_it_is_known(tmp_path: Path) -> None:
+    """A NaN that passed again while nobody could be told of it is a page all the same; one of long ago is none."""
+    opened = Open(tmp_path / "store")
+    court = Court(opened.monitor.store, Settings(), Runs(opened.monitor.store))
+    run = fresh(court, 1)
+    rows: list[Any] = [(s, s + 1, math.nan if s == 50 else 2.0, *[None] * 7) for s in range(400)]
+    run.samples(1, 1, 1000.0, rows)
+    assert run.last["called"] == {"LossNonFinite": 1000.0} and not run.watch.open_alerts()
+    run.hold(1300.0)
+    assert run.tell()["called"] == {"LossNonFinite": 1300.0}
+    run.hold(1400.0)
+    assert run.tell()["called"] == {"LossNonFinite": 1300.0}, "known already"
+    again = fresh(court, 1)
+    again.samples(1, 1, 1000.0, rows)
+    again.hold(1e6)
+    assert again.tell()["called"] == {"LossNonFinite": 1000.0}
+    opened.close()
