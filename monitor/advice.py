@@ -6,7 +6,9 @@
     k(t)  = t ** 0.7                how much of it is still there at the end; t the share of the run that is done
 
 The end is normal with standard deviation s_end * sqrt(1 - k^2), wider by what the present gap is not known to, and by
-e * (1 - k) / sqrt(12): no healthy run says how much of an excess stays, so anything between k of it and all of it. k was
+e * (1 - k) / sqrt(12): no healthy run says how much of an excess stays, so anything between k of it and all of it. Of a gap
+that is known no better than by noise n the share s^2 / (s^2 + n^2) counts as the run's own, and all that is more than three
+deviations of both: that is no noise. k was
 measured on validation curves of some 860 runs in groups of one recipe, each against the median of the others of its
 group, for the mean of the two newest samples: 0.3, 0.56 and 0.73 at 25, 50 and 75% (bench/judge.py shows how well it
 holds). It stops being true where the band is not the spread between runs of this kind.
@@ -24,6 +26,8 @@ from monitor.verdict import Action, Advice, Alert
 Z90 = 1.6449
 KEEPS = 0.7
 """Exponent of the share of a present gap that lasts to the end."""
+NEARS = 8.0
+"""Exponent of the share of the run by which its end becomes the curve's, and nats count as nats: it is about to be seen."""
 STOP = 0.98
 """P(miss) from which stopping is recommended, once a third of the run is done."""
 
@@ -40,16 +44,29 @@ def final_loss(
     if outlook["gap_samples"] < 1 or not outlook["share"] > 0:
         return end, s_end
     done = min(1.0, outlook["share"])
-    keeps = done**KEEPS
+    keeps, near = done**KEEPS, done**NEARS
+    end += near * (outlook.get("curve_end", end) - end)
     gap, s_now, noise = outlook["gap"], outlook["band_sd"], outlook["gap_sd"]
     # what of the observed gap is the run's own rather than the noise of the samples it was seen through
-    own = gap * s_now**2 / (s_now**2 + noise**2)
+    both = math.hypot(s_now, noise)
+    doubt = gap * (noise / both) ** 2
+    doubted = max(-3.0 * noise**2 / both, min(3.0 * noise**2 / both, doubt))
+    own = gap - doubted
+    by_noise = doubted / doubt if doubt else 1.0
     within = max(-3.0 * s_now, min(3.0 * s_now, own))
     beyond = own - within
-    mean = end + keeps * s_end * within / s_now + beyond * (1.0 + keeps) / 2.0
+    mean = (
+        end + keeps * (s_end / s_now + near * (1.0 - s_end / s_now)) * within + beyond * (1.0 + keeps) / 2.0
+    )
     stays = abs(beyond) * (1.0 - keeps) / math.sqrt(12.0)
-    unknown = keeps * s_end / s_now * math.sqrt(s_now**2 * noise**2 / (s_now**2 + noise**2))
-    return mean, math.sqrt(s_end**2 * (1.0 - 0.997 * keeps * keeps) + unknown**2 + stays**2)
+    known_to = noise * math.sqrt(1.0 - by_noise * (noise / both) ** 2)
+    unknown = keeps * s_end / s_now * known_to
+    return mean, math.sqrt(
+        s_end**2 * (1.0 - 0.997 * keeps * keeps)
+        + unknown**2
+        + stays**2
+        + (keeps * outlook.get("gap_either", 0.0)) ** 2
+    )
 
 
 def probability_of_missing(mean: float, sd: float, target_loss: float) -> float:
@@ -93,6 +110,17 @@ def advise(
         if target_loss is not None:
             p_miss = probability_of_missing(mean, sd, target_loss)
             heading.append(f"target {target_loss:.4f} is missed with probability {_chance(p_miss)}")
+    if "LossDiverged" in open_now and (p_miss is None or p_miss < 0.5):
+        # it may go anywhere: nothing that is known makes such a run safe
+        p_miss = None
+        heading = [said for said in heading if not said.startswith("target ")]
+        if outlook["gap_samples"] < 1:
+            quantiles, heading = None, []
+        heading.append(
+            "off its line for good, nothing says where it ends as it goes"
+            if quantiles is None
+            else "off its line for good, nothing says that it keeps there"
+        )
     worst = open_now.get("LossNonFinite") or open_now.get("LossDiverged")
     look: list[str] = []
     if worst is not None and worst.alert == "LossNonFinite" and outlook.get("validation_broken"):

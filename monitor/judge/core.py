@@ -16,7 +16,7 @@ import math
 
 from monitor.judge.base import CHECKPOINTS, PLAIN, SPARSE, band_sd
 from monitor.judge.control import Control
-from monitor.judge.drift import Drift
+from monitor.judge.drift import LEAST, MEMORY, Drift
 from monitor.judge.fast import Fast
 from monitor.judge.line import Expected
 from monitor.judge.past import Past
@@ -32,6 +32,10 @@ LONGER = 0.05
 """Share by which a run may be longer than its prediction's curve and still have its end foretold by it."""
 FRESH = 0.9
 """A validation speaks for the run until it is a tenth further."""
+LAST = 0.9
+"""Share of the run from which the gap is that of the newest samples: a tenth of the run is more than is left."""
+SEEN = 32.0
+"""Samples whose mean has an eighth of a sample's noise: with noise of a deviation of the band, so many say where it is."""
 SECOND = 0.798 * math.sqrt(6.0)
 """E |a - 2 b + c| of three standard normals."""
 
@@ -102,6 +106,8 @@ class Judge(Fast, Slow, Validation, Plateau):
             "val_count",
             "drop",
             "fell",
+            "apart_n",
+            "near",
         ):
             setattr(self, "_" + name, 0.0)
         self._step, self._tokens = float(step), -1.0
@@ -176,6 +182,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         if not self._off:
             self._slow(sample, expected, opened, closed)
             self._plateau(sample, expected, opened, closed)
+        self._stands(expected)
         self._validation(sample, expected, opened, closed)
         level = self.smoothing.level if self.smoothing.rho else self.raw.base
         self.past.learn(step, level, x, self.evidence.number["lr"])
@@ -191,6 +198,51 @@ class Judge(Fast, Slow, Validation, Plateau):
             usual = expected.p50 if expected else (self.raw.base if self.raw.count else None)
             self._call("LossNonFinite", "critical", sample.step, sample.step, sample.loss, usual, opened)
         return self._say(opened, [])
+
+    def _stands(self, expected: Expected | None) -> None:
+        """How far from its prediction it is while it is off its line or has dropped: the mean of the newest eighth of those
+        samples, so that one that runs away is followed. The slow tests' mean clips what leaps, and stands still meanwhile. In the last tenth
+        of the run, while it is on its line: the gap over as many samples as are left, or as it takes to see it."""
+        if expected is None:
+            return
+        gap = self._loss - expected.p50
+        if self._off or self._fell:
+            self._apart_n += 1.0
+            self._apart += self._gain() * (gap - self._apart)
+            return
+        self._apart_n = 0.0
+        if (self._share(self._step) or 0.0) <= LAST:
+            self._near = self.drift.recent
+        else:
+            most = 4.0 * self._one()
+            move = gap / band_sd(expected) - self._near
+            self._near += max(-most, min(most, move)) / self._newest()
+
+    def _one(self) -> float:
+        """Noise of one sample's gap, in standard deviations of the band."""
+        return self.gap.calm_sd if self.gap.count >= 3 else 1.0
+
+    def _newest(self) -> float:
+        """Samples that say where it is in the last tenth of the run."""
+        share = self._share(self._step) or 0.0
+        left = (self._step / share - self._step) / max(1.0, self._every) if share > 0 else 0.0
+        return max(LEAST, min(MEMORY * self.drift.count, max(left, SEEN * self._one() ** 2)))
+
+    def _gain(self) -> float:
+        return 1.0 / min(self._apart_n, max(5.0, self._apart_n / 8.0)) if self._apart_n else 1.0
+
+    def _lasts(self, share: float) -> float:
+        """How much of what it is off by now counts for the end: all of a divergence, and of a drop that has lasted as long as
+        one must; else nothing, until less of the run is left than it has been off for, and all of it at the end."""
+        if "LossDiverged" in self._open:
+            return 1.0
+        since = self._off_since if self._off else self._drop_since
+        passed = max(self._every, self._step - since)
+        left = self._step / share - self._step if share > 0 else math.inf
+        passes = min(1.0, max(0.0, left - self._every) / passed)
+        if not self._off:
+            passes *= max(0.0, 1.0 - self._apart_n / self.settings.page_samples)
+        return 1.0 - passes
 
     def _beside(self, sample: Sample, opened: list[Alert], closed: list[Alert]) -> None:
         """What is not the loss: one rank apart, throughput, a gradient norm that left first."""
@@ -283,6 +335,8 @@ class Judge(Fast, Slow, Validation, Plateau):
             "longer": longer,
         }
         answer |= {"gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
+        if self.line is not None and self.line.final is not None:
+            answer["curve_end"] = self.line.final.p50
         if share > 0 and self._time > self._first_time > 0 and step > self._time_step:
             done = (
                 self._tokens / self.total_tokens
@@ -298,15 +352,23 @@ class Judge(Fast, Slow, Validation, Plateau):
             return answer
         spread, drift = band_sd(expected), self.drift
         fresh = self._val_count and (self._share(self._val_step) or 0.0) >= FRESH * share
+        if fresh and self._apart_n and self._val_step < (self._off_since if self._off else self._drop_since):
+            fresh = False  # from before it left
         if fresh or self._plain():
             # validations, or as few samples as one keeps of them: hardly any noise beside what the run itself does
             newer, older = (self._val_newer, self._val_older) if fresh else (self._newer, self._older)
             newest = NEWEST + (1.0 - NEWEST) * max(0.0, min(1.0, (share - 0.5) / 0.25))
             return answer | {"gap": (older + newest * (newer - older)) * spread, "band_sd": spread}
-        one = self.gap.calm_sd if self.gap.count >= 3 else 1.0
+        one = self._one()
         gap, noise = drift.recent, drift.recent_sd(one)
+        if share > LAST and drift.count:
+            gap, noise = self._near, one / math.sqrt(2.0 * self._newest() * drift.weight)
         if young:
             gap, noise = self.gap.base, one / math.sqrt(self.settings.warm_up * self.gap.weight)
-        if "LossDiverged" in self._open:  # it stands still while off its line; a spike may yet pass
-            gap += max(0.0, self._recent) * one
+        if self._apart_n:
+            lasts, gain = self._lasts(share), self._gain()
+            by = self._apart / spread - gap
+            gap += lasts * by
+            noise = math.hypot((1.0 - lasts) * noise, lasts * one * math.sqrt(gain / (2.0 - gain)))
+            answer["gap_either"] = math.sqrt(lasts * (1.0 - lasts)) * abs(by) * spread
         return answer | {"gap": gap * spread, "band_sd": spread, "gap_sd": noise * spread}

@@ -114,6 +114,45 @@ def test_a_divergence_counts_in_the_chance_to_miss() -> None:
     assert said.action == "roll_back" and said.p_miss is not None and said.p_miss > 0.98
 
 
+@pytest.mark.parametrize("every", [1, 15])
+@pytest.mark.parametrize(
+    ("since", "by"), [(2250, 1.0), (2250, -1.0), (2250, 0.3), (2940, 1.0), (2700, 6.0), (2700, -0.5)]
+)
+def test_what_the_end_is_told_as_meets_the_loss_as_the_run_ends(since: int, by: float, every: int) -> None:
+    said = watched(run(STEPS, every, by, since)).advice()
+    assert said.final_loss is not None and said.p_miss is not None
+    assert said.final_loss["p50"] == pytest.approx(line(STEPS) + by, abs=0.05)
+    assert said.p_miss > 0.98 if by > 0 else said.p_miss < 0.02
+
+
+@pytest.mark.parametrize("by", [1.0, -1.0])
+def test_a_shift_that_lasts_is_in_the_end_long_before_it(by: float) -> None:
+    said = watched(run(1700, above=by, since=1500)).advice()
+    assert said.final_loss is not None
+    assert said.final_loss["p05"] - 0.1 < line(STEPS) + by < said.final_loss["p95"] + 0.1
+    assert abs(said.final_loss["p50"] - line(STEPS)) > 0.7
+
+
+def test_a_spike_that_recovers_moves_the_end_neither_under_way_nor_after() -> None:
+    steady = watched(run(2000)).advice().final_loss
+    assert steady is not None
+    for until in (1505, 1510, 1530, 1600, 2000):
+        spiked = [replace(s, loss=s.loss + (2.0 if 1500 <= s.step < 1510 else 0.0)) for s in run(until)]
+        end = watched(spiked).advice().final_loss
+        assert end is not None and end["p50"] == pytest.approx(steady["p50"], abs=0.02)
+
+
+def test_a_diverged_run_is_never_said_to_reach_its_target() -> None:
+    samples = [*run(1500), *run(1700, above=1.0)[1500:]]
+    said = watched(samples, target=9.0).advice()
+    assert said.action == "roll_back" and said.p_miss is None
+    assert not any("is missed with probability" in e for e in said.evidence)
+    diverged = (Alert("LossDiverged", "critical", 480, 431, 3.0, 2.9),)
+    nowhere = {"step": 500.0, "share": 0.5, "gap_samples": 0.0, "gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
+    said = advise(nowhere, diverged, band(), 9.0)
+    assert said.p_miss is None and said.final_loss is None and "nothing says" in " ".join(said.evidence)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_has_no_end_and_misses_any_target(bad: float) -> None:
     watch = watched([*run(1500), Sample(1500, bad, time=1e9 + 9e4)])
