@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.advice import advise
-from monitor.forecast.points import Curve, read_curves
+from monitor.forecast.points import Curve, Curves, read_curves
 from monitor.judge import Judge, Settings
 from monitor.judge.old_runs import OldRuns
 from monitor.verdict import Advice, Alert, Sample
@@ -60,7 +60,12 @@ def read_samples(
     path: str | Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None
 ) -> dict[str, list[Sample]]:
     """Every run's samples in a curves file, by run. Raises WrongInput with file:line:col."""
-    return {run.run: list(samples_of(run)) for run in read_curves(path, columns, where, attempts=True).runs}
+    return samples_by_run(read_curves(path, columns, where, attempts=True))
+
+
+def samples_by_run(curves: Curves) -> dict[str, list[Sample]]:
+    """The samples of each run of a file that was read."""
+    return {run.run: list(samples_of(run)) for run in curves.runs}
 
 
 def merged(runs: Iterable[Sequence[Sample]]) -> list[Sample]:

@@ -70,6 +70,7 @@ def pairs(texts: list[str], flag: str) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, write, and say what was found."""
+    from monitor.cli.replay import passed_over
     from monitor.forecast.fit import fit
     from monitor.forecast.points import is_curves, read_curves, read_points
 
@@ -77,8 +78,11 @@ def run(args: argparse.Namespace) -> int:
         return finish(args, fit_metric(args))
     columns, where = pairs(args.columns, "--columns"), pairs(args.where, "--where")
     if is_curves(args.points):
+        read = read_curves(args.points, columns, where, args.batch_tokens)
+        if read.without_loss:
+            print(f"note: {args.points}: {passed_over(read.without_loss)}", file=sys.stderr)
         law = fit(
-            read_curves(args.points, columns, where, args.batch_tokens),
+            read,
             args.form,
             include=args.include,
             exclude=args.exclude,

@@ -45,15 +45,19 @@ def run(args: argparse.Namespace) -> int:
     """Print every alert and the advice; exit status 3 when the run ends off its prediction."""
     from monitor.cli.fit import pairs
     from monitor.errors import WrongInput
+    from monitor.forecast.points import read_curves
     from monitor.judge.line import check
     from monitor.judge.old_runs import old_runs
-    from monitor.replay import merged, off_prediction, read_samples, replay
+    from monitor.replay import merged, off_prediction, read_samples, replay, samples_by_run
     from monitor.schema import spell
 
     if args.target_loss is not None and not math.isfinite(args.target_loss):
         raise WrongInput(f"--target-loss {args.target_loss}: need a finite number, nats per token")
     columns, where = pairs(args.columns, "--columns"), pairs(args.where, "--where")
-    runs = read_samples(args.curve, columns, where)
+    curves = read_curves(args.curve, columns, where, attempts=True)
+    runs, without = samples_by_run(curves), {curve.run: curve.without_loss for curve in curves.runs}
+    if curves.without_loss:
+        print(f"note: {args.curve}: {passed_over(curves.without_loss)}", file=sys.stderr)
     if args.run is not None:
         if args.run not in runs:
             raise WrongInput(f"{args.curve}: has no run {args.run!r}; it has {', '.join(list(runs)[:8])}")
@@ -87,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
         except WrongInput as error:
             print(f"note: --control: {error}; the run is held against their mean alone", file=sys.stderr)
     answers = {
-        name: replay(samples, None, prediction, control, args.target_loss, old)
+        name: {
+            **replay(samples, None, prediction, control, args.target_loss, old),
+            "rows_without_loss": without[name],
+        }
         for name, samples in runs.items()
     }
     off = any(off_prediction(answer) for answer in answers.values())
@@ -113,9 +120,16 @@ def _document(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
             {"run": name, **advice} for name, answer in answers.items() for advice in answer["advice"]
         ],
         "runs": {
-            name: {"samples": a["samples"], "final_loss": a["final_loss"]} for name, a in answers.items()
+            name: {key: a[key] for key in ("samples", "final_loss", "rows_without_loss")}
+            for name, a in answers.items()
         },
+        "rows_without_loss": sum(answer["rows_without_loss"] for answer in answers.values()),
     }
+
+
+def passed_over(rows: int) -> str:
+    """What became of rows whose loss was empty."""
+    return f"{rows} row{'s' if rows != 1 else ''} without a loss, passed over"
 
 
 def _print(name: str, answer: dict[str, Any]) -> None:

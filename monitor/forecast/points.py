@@ -6,8 +6,8 @@ flops     training compute; 6 * params * tokens where the file has none (Kaplan 
 loss      nats per token, unless the reader says otherwise
 
 A file with a `step` column holds curves. Columns come in any order and under the usual other names; `run` is
-free text. In points a loss that is empty or not finite excludes its row, with the reason; in curves it is a
-non-finite sample, kept for the judge.
+free text. In points a loss that is empty or not finite excludes its row, with the reason; in curves one that is not finite
+(`nan`, `inf`) is a sample, kept for the judge, and a row whose cell is empty has no loss: it is passed over and counted.
 """
 
 from collections.abc import Mapping
@@ -92,6 +92,8 @@ class Curve:
     params: float | None = None
     attempt: NDArray[np.int64] | None = None
     """From 1; None where the reader left out what newer attempts superseded, and so in a run that never resumed."""
+    without_loss: int = 0
+    """Rows of it that had neither a loss nor a validation loss, and were passed over."""
 
     def __len__(self) -> int:
         return len(self.step)
@@ -103,6 +105,8 @@ class Curves:
 
     runs: tuple[Curve, ...]
     path: str = ""
+    without_loss: int = 0
+    """Rows of the file that had neither a loss nor a validation loss, those of runs that have no other among them."""
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -205,6 +209,7 @@ def curves_of_table(
     if own_loss is None:
         need(table, NAMES["loss"], "loss at that step, nats per token")
     assert own_loss is not None
+    table, without = _with_loss(table, own_loss)
     step = table.numbers(own_step, low=0.0, may_equal=True)
     whole = step == np.floor(step)
     refuse(
@@ -268,10 +273,35 @@ def curves_of_table(
                 loss[at],
                 params=float(sizes[0]) if sizes.size else None,
                 attempt=attempt if attempt[-1] > 1 else None,
+                without_loss=without.get(names[int(at[0])] if own_run else "", 0),
                 **series,
             )
         )
-    return Curves(tuple(runs), table.path)
+    return Curves(tuple(runs), table.path, sum(without.values()))
+
+
+def _with_loss(table: Table, own_loss: str) -> tuple[Table, dict[str, int]]:
+    """The rows that have a loss or a validation loss, and how many of each run have neither: by its name in the file, or
+    by the run's own where it has none. Raises WrongInput when no row has either."""
+    own_val, own_run = table.find(NAMES["val_loss"]), table.find(NAMES["run"])
+    empty = [text == "" for text in table.texts(own_loss)]
+    if own_val is not None and own_val != own_loss:
+        empty = [a and text == "" for a, text in zip(empty, table.texts(own_val), strict=True)]
+    if not any(empty):
+        return table, {}
+    names = table.texts(own_run) if own_run else None
+    without: dict[str, int] = {}
+    for row, gone in enumerate(empty):
+        if gone:
+            run = names[row] if names else ""
+            without[run] = without.get(run, 0) + 1
+    rows = [row for row, gone in enumerate(empty) if not gone]
+    if not rows:
+        raise WrongInput(
+            f"{table.path}: no row has a loss: the column {own_loss} is empty; say --columns loss=NAME"
+        )
+    columns = {name: [cells[row] for row in rows] for name, cells in table.columns.items()}
+    return replace(table, columns=columns, lines=[table.lines[row] for row in rows]), without
 
 
 def _validations(

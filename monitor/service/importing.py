@@ -2,13 +2,12 @@
 
 A file's columns are known by their usual names (`NAMES`), or by what the caller says. What counts is a step and a loss. A row
 that has a validation loss and no training loss is put to the last step before it, as those loggers write them; a row
-that has neither is passed over; both are counted. An empty loss in a file that has nothing else in the row is a loss
-that is not finite, as everywhere in losscast. Loss in nats per token, time in seconds since the epoch.
+that has neither, an empty cell, is passed over and counted, as everywhere in losscast; `nan` and `inf` are losses that are not
+finite. Loss in nats per token, time in seconds since the epoch.
 """
 
 import csv
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -174,13 +173,8 @@ def _samples(path: Path, rows: list[Row], chosen: Mapping[str, str], run: str | 
             if "val_loss" in rest:
                 waiting.append((int(step), rest["val_loss"]))
                 continue
-            if columns["loss"] in row and not any(
-                row.get(n) not in (None, "") for n in names if n not in ("run", columns["step"])
-            ):
-                loss = math.nan
-            else:
-                read.without_loss += 1
-                continue
+            read.without_loss += 1
+            continue
         read.repeated += int(step) in by_step
         by_step[int(step)] = {"step": int(step), "loss": loss, **rest}
     steps = sorted(by_step)
@@ -216,7 +210,7 @@ def _columns(path: Path, names: list[str], chosen: Mapping[str, str]) -> dict[st
 
 
 def _number(path: Path, line: int, name: str, value: Any) -> float | None:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str) and value.strip() in SPELLED:
         return SPELLED[value.strip()]

@@ -52,8 +52,9 @@ def test_json_lines_keep_a_missing_loss_apart_from_one_that_is_not_finite(tmp_pa
     assert math.isinf(found.samples[2]["loss"])
 
 
-def test_an_empty_loss_in_a_curve_is_not_finite(tmp_path: Path) -> None:
-    found = read(wrote(tmp_path / "a.csv", "step,loss\n1,2.5\n2,\n"), {})
+def test_a_row_whose_loss_is_empty_is_passed_over_and_counted(tmp_path: Path) -> None:
+    found = read(wrote(tmp_path / "a.csv", "step,loss\n1,2.5\n2,\n3, \n4,nan\n"), {})
+    assert [s["step"] for s in found.samples] == [1, 4] and found.without_loss == 2
     assert math.isnan(found.samples[1]["loss"])
 
 

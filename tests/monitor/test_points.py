@@ -148,7 +148,16 @@ def test_a_curve_does_not_depend_on_the_order_of_its_rows(order: list[int]) -> N
     np.testing.assert_allclose(found.runs[0].loss, [9.0 - s / 10 for s in steps])
 
 
-@pytest.mark.parametrize("loss", ["", "nan", "inf"])
+def test_a_row_whose_loss_is_empty_is_none_of_its_curve(tmp_path: Path) -> None:
+    curves = read_curves(write(tmp_path, "run,step,loss\na,0,5\na,1,\na,2,4\nb,0, \nc,1,nan\n"))
+    assert [(c.run, c.step.tolist(), c.without_loss) for c in curves.runs] == [
+        ("a", [0, 2], 1),
+        ("c", [1], 0),
+    ]
+    assert curves.without_loss == 2
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf"])
 def test_a_non_finite_loss_stays_in_its_curve(tmp_path: Path, loss: str) -> None:
     curves = read_curves(write(tmp_path, f"run,step,loss\na,0,5\na,1,{loss}\na,2,4\n"))
     assert len(curves["a"]) == 3 and not np.isfinite(curves["a"].loss[1])

@@ -49,8 +49,8 @@ def test_a_run_that_ends_off_its_line_exits_3_with_the_alert_and_its_onset(
     assert all(295 <= a["since_step"] <= a["step"] for a in alerts)
 
 
-@pytest.mark.parametrize("bad", ["", "nan", "inf", "-inf"])
-def test_an_empty_or_non_finite_loss_in_a_file_is_judged_and_printed_as_json_can(
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_a_non_finite_loss_in_a_file_is_judged_and_printed_as_json_can(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
     losses = falling(60)
@@ -58,6 +58,20 @@ def test_an_empty_or_non_finite_loss_in_a_file_is_judged_and_printed_as_json_can
     main(["replay", write(tmp_path / "c.csv", losses), "--json"])
     first = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["alerts"][0]
     assert (first["alert"], first["step"]) == ("LossNonFinite", 40)
+
+
+def test_a_row_whose_loss_is_empty_is_passed_over_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = falling(60)
+    losses[40] = losses[59] = ""
+    assert main(["replay", write(tmp_path / "c.csv", losses), "--json"]) == 0
+    told = capsys.readouterr()
+    answer = json.loads(told.out)
+    assert (answer["samples"], answer["rows_without_loss"], answer["alerts"]) == (58, 2, [])
+    assert "2 rows without a loss, passed over" in told.err
+    assert main(["replay", write(tmp_path / "none.csv", [""] * 5)]) == 2
+    assert "no row has a loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
