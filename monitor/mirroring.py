@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import Failed, WrongInput, unwritable
 
 EXPECTED = ("expected", "lower", "upper", "gap_sigma")
 """Of a sample, what the judge adds to it."""
@@ -185,7 +185,10 @@ class TensorBoard:
             raise WrongInput(
                 f"{place}: holds something already; TensorBoard would show both as one. Give another folder"
             )
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(place, error, "Give a folder that is there and can be written.") from None
         # made by protobuf when they are imported: no types to see
         self._events: Any = event_pb2
         self._summaries: Any = summary_pb2

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"losscast: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        print(f"losscast: {where}{error.strerror if where else error}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
     except Exception as error:
         status = getattr(error, "exit_status", None)

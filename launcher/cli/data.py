@@ -62,6 +62,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 def prepare(args: argparse.Namespace) -> int:
     """Make a corpus and say what it is."""
     from launcher.data.prepare import prepare_corpus
+    from monitor.errors import writing
 
     began = shown = time.monotonic()
 
@@ -76,9 +77,10 @@ def prepare(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
 
-    meta = prepare_corpus(
-        args.sources, args.out, args.tokenizer, end_of_text=args.end_of_text, field=args.field, form=args.format, tick=tick
-    )  # fmt: skip
+    with writing(Path(args.out).expanduser(), "Give -o a new folder where folders can be made."):
+        meta = prepare_corpus(
+            args.sources, args.out, args.tokenizer, end_of_text=args.end_of_text, field=args.field, form=args.format, tick=tick
+        )  # fmt: skip
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     if args.json:

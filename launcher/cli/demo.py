@@ -46,11 +46,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo and print where its page is."""
     from launcher.cli.demo_stage import Stage, check_machine
     from launcher.cli.demo_story import FULL, QUICK, story
+    from monitor.errors import writing
 
     machine = check_machine()
     signal.signal(signal.SIGTERM, _interrupt)
     out = Path(args.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out, "Give --out a folder that is there and can be written."):
+        out.mkdir(parents=True, exist_ok=True)
     if args.keep:
         work = Path(args.keep).resolve()
         if work.exists() and any(work.iterdir()):

@@ -30,11 +30,14 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from launcher.cli.finding import folder_of
     from launcher.storage.export import export
+    from monitor.errors import writing
 
-    written = export(
-        folder_of(args.run), args.output, step=args.step, dtype=args.dtype,
-        say=lambda message: print(message, file=sys.stderr),
-    )  # fmt: skip
+    folder = folder_of(args.run)
+    with writing(args.output):
+        written = export(
+            folder, args.output, step=args.step, dtype=args.dtype,
+            say=lambda message: print(message, file=sys.stderr),
+        )  # fmt: skip
     if args.json:
         print(json.dumps(written))
     else:

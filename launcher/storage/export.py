@@ -9,11 +9,12 @@ Needs memory for the weights in fp32. Pipeline and tensor parallel checkpoints a
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Failed, WrongInput
+from launcher.errors import Failed, WrongInput, one_line
 from launcher.storage import checkpoints
 from launcher.storage.checkpoints import Checkpoint
 from launcher.storage.remote import store_of
@@ -31,13 +32,14 @@ def export(
 ) -> dict[str, Any]:
     """Write the weights of the newest checkpoint that verifies, or of the one of `step`, to `output`; says what was written.
 
-    Raises WrongInput for what can't be exported, Failed when nothing verifies.
+    Raises WrongInput for what can't be exported, Failed when nothing verifies, OSError of `output` when it can't be written.
     """
     target = Path(output)
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise WrongInput(f"{target}: no file can be written there. Give a file in a folder that exists.")
     try:
         import torch
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ModuleNotFoundError as error:
         raise Failed(f"{error.name} is not installed here: pip install 'losscast[train]'") from error
@@ -57,6 +59,8 @@ def export(
     try:
         save_file(weights, scratch, metadata=about)
         os.replace(scratch, target)
+    except SafetensorError as error:
+        raise _refused(error, target) from error
     finally:
         scratch.unlink(missing_ok=True)
     return {
@@ -64,6 +68,14 @@ def export(
         "parameters": sum(t.numel() for t in weights.values()), "tensors": len(weights), "tied": tied,
         "bytes": target.stat().st_size,
     }  # fmt: skip
+
+
+def _refused(error: Exception, target: Path) -> Exception:
+    """What safetensors, which is no Python, says of the disk, as Python would: its number is in the text alone."""
+    number = re.search(r"os error (\d+)", str(error))
+    if number is None:
+        return Failed(f"{target} can't be written: {one_line(error)}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(target))
 
 
 def _verified(folder: RunFolder, step: int | None, say: Callable[[str], None]) -> Checkpoint:

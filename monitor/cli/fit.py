@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -144,12 +146,14 @@ def fit_metric(args: argparse.Namespace) -> "Law":
 def finish(args: argparse.Namespace, law: "Law") -> int:
     """Write the law and say what was found."""
     if args.out:
-        law.write(args.out)
+        told_of_folder(args.out, law.write)
         print(f"wrote {args.out} ({law.digest[:15]}...)", file=sys.stderr)
     if args.plot:
+        from monitor.errors import writing
         from monitor.forecast.plot import draw_law
 
-        draw_law(law, args.plot)
+        with writing(args.plot, "Give --plot a file in a folder that is there and can be written."):
+            draw_law(law, args.plot)
         print(f"wrote {args.plot}", file=sys.stderr)
     for entry in law.excluded[:SHOWN]:
         print(f"left out {entry['run']}: {entry['reason']}", file=sys.stderr)
@@ -177,6 +181,15 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         what = " in -ln(pass rate)" if (law.task or {}).get("metric") == "pass_rate" else ""
         print(f"{count} run{plural}, rmse {law.fit['rmse']:.4g}{what}, {law.fit['seconds'] * 1e3:.0f} ms")
     return 0
+
+
+def told_of_folder(out: str, write: Callable[[str], None]) -> None:
+    """Write, and say so where a folder was made for it: a name mistyped makes one too."""
+    folder = Path(out).parent
+    is_new = not folder.is_dir()
+    write(out)
+    if is_new:
+        print(f"made the folder {folder}", file=sys.stderr)
 
 
 SHOWN = 12

@@ -1,7 +1,11 @@
 """`losscast monitor serve | mute | token | ...`: the service, what is kept, and who may talk to it."""
 
 import argparse
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -177,8 +181,6 @@ def mutes(args: argparse.Namespace) -> int:
 
 
 def _attention(args: argparse.Namespace) -> Any:
-    from pathlib import Path
-
     from monitor.errors import WrongInput
     from monitor.service.attention import Attention
 
@@ -190,8 +192,6 @@ def _attention(args: argparse.Namespace) -> Any:
 
 def add_law(args: argparse.Namespace) -> int:
     """Put a law beside the store."""
-    from pathlib import Path
-
     from monitor.service.laws import add
 
     name = add(Path(args.store).expanduser(), Path(args.law))
@@ -200,8 +200,6 @@ def add_law(args: argparse.Namespace) -> int:
 
 
 def _tokens(args: argparse.Namespace) -> Any:
-    from pathlib import Path
-
     from monitor.service.tokens import Tokens
 
     return Tokens(Path(args.store).expanduser())
@@ -261,8 +259,6 @@ def revoke(args: argparse.Namespace) -> int:
 
 def backup(args: argparse.Namespace) -> int:
     """Copy the store to a file."""
-    from pathlib import Path
-
     from monitor.store.backup import backup as run
 
     size = run(Path(args.store).expanduser(), Path(args.target))
@@ -272,8 +268,6 @@ def backup(args: argparse.Namespace) -> int:
 
 def restore(args: argparse.Namespace) -> int:
     """Put a backup in place."""
-    from pathlib import Path
-
     from monitor.store.backup import restore as run
 
     run(Path(args.source), Path(args.store).expanduser())
@@ -283,8 +277,6 @@ def restore(args: argparse.Namespace) -> int:
 
 def repair(args: argparse.Namespace) -> int:
     """Check, and repair where need be. Exit status 1 when something is lost."""
-    from pathlib import Path
-
     from monitor.store.repair import repair as run
 
     said = run(Path(args.store).expanduser())
@@ -299,9 +291,7 @@ def repair(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write a run's samples."""
-    from pathlib import Path
-
-    from monitor.errors import WrongInput
+    from monitor.errors import WrongInput, writing
     from monitor.store.export import export as run
 
     target = Path(args.output) if args.output else None
@@ -313,10 +303,25 @@ def export(args: argparse.Namespace) -> int:
     if folder and target is not None and target.suffix:
         raise WrongInput(f"{target}: give a folder without a dot in its name")
     store = Path(args.store).expanduser()
-    if target is None or folder or target.suffix == ".parquet":
-        count = run(store, args.run, target, sys.stdout)
+    if target is None:
+        count = run(store, args.run, None, sys.stdout)
+    elif folder or target.suffix == ".parquet":
+        with writing(target):
+            count = run(store, args.run, target, sys.stdout)
     else:
-        with target.open("w", newline="") as out:
+        with writing(target), whole(target) as partial, partial.open("w", newline="") as out:
             count = run(store, args.run, target, out)
     print(f"{count} samples", file=sys.stderr)
     return 0
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A file to write in the target's place, which becomes the target when all went well: what was there stays otherwise."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

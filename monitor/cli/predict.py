@@ -53,6 +53,7 @@ def register(sub: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, write, print."""
+    from monitor.cli.fit import told_of_folder
     from monitor.errors import WrongInput
     from monitor.forecast.prediction import predict
     from monitor.forecast.presets import named
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     )
     body = made.to_dict()
     if args.out:
-        made.write(args.out)
+        told_of_folder(args.out, made.write)
         print(f"wrote {args.out} ({made.digest[:15]}...)", file=sys.stderr)
     if not body["in_range"]:
         print(f"warning: {outside(law, body)}", file=sys.stderr)

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import WrongInput, unwritable
 from monitor.forecast.table import FloatArray
 
 VERSION = 1
@@ -388,7 +388,7 @@ def write_json(path: Path, body: Any) -> None:
             os.fsync(out.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise Failed(f"{path}: can't be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import WrongInput, unwritable
 from monitor.forecast import curve as curves_of
 from monitor.forecast.anneal import Schedule, own_shape, predicted
 from monitor.forecast.law import Law, Quantiles, digest_of, read_json
@@ -85,11 +85,11 @@ class Prediction:
                 json.dump(body, out, allow_nan=False)
                 out.write("\n")
         except OSError as error:
-            if path.exists():
+            if path.exists() and not path.is_dir():
                 raise WrongInput(
                     f"{path}: exists, and a prediction is never overwritten; write the new one to another file"
                 ) from None
-            raise Failed(f"{path}: can't be written: {error.strerror or error}") from None
+            raise unwritable(path, error) from None
 
 
 def predict(

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import GIVE_A_STORE, Failed, WrongInput, unwritable
 from monitor.schema import is_run_id
 
 FILE = "tokens.json"
@@ -115,7 +115,7 @@ class Tokens:
                 yield tokens
                 write_whole(self.path, json.dumps({"tokens": [asdict(t) for t in tokens]}, indent=1).encode())
         except OSError as error:
-            raise Failed(f"{self.path}: {error.strerror or error}") from error
+            raise unwritable(folder, error, GIVE_A_STORE) from error
 
     # for the service
 

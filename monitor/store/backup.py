@@ -5,7 +5,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import GIVE_A_STORE, Failed, WrongInput, unwritable
 from monitor.store.check import DAMAGE, check, words
 from monitor.store.store import FILE, Store
 
@@ -28,7 +28,11 @@ def backup(folder: Path, target: Path) -> int:
             raise Failed(f"{folder}: the store is damaged, and so would be its backup: {'; '.join(trouble)}")
         _sync(partial)
         partial.rename(target)
-    except (OSError, *DAMAGE) as error:
+    except OSError as error:
+        raise unwritable(
+            target, error, "Give a file in a folder that is there and can be written."
+        ) from error
+    except DAMAGE as error:
         raise Failed(f"{target}: {words(error)}") from error
     finally:
         store.close()
@@ -53,7 +57,7 @@ def restore(source: Path, folder: Path) -> None:
         _sync(partial)
         partial.rename(folder / FILE)
     except OSError as error:
-        raise Failed(f"{folder}: {error.strerror or error}") from error
+        raise unwritable(folder, error, GIVE_A_STORE) from error
 
 
 def _sync(path: Path) -> None:

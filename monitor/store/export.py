@@ -16,7 +16,7 @@ from monitor.store.store import Store
 def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
     """A run's samples as a curves file (CSV or, by its name, Parquet) that `losscast replay` and `fit` read. Their number.
 
-    A `target` without a suffix is a folder for TensorBoard.
+    A `target` without a suffix is a folder for TensorBoard. Raises OSError of what can't be written.
     """
     if not is_run_id(run):
         raise WrongInput(f"{run!r} is no run's name")
@@ -41,7 +41,7 @@ def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
             writer.writerow(["" if row.get(name) is None else row[name] for name in names])
             count += 1
         return count
-    except (Damaged, OSError) as error:
+    except Damaged as error:
         raise Failed(f"{error}") from error
     finally:
         store.close()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from monitor.errors import Failed
+from monitor.errors import GIVE_A_STORE, Failed, unwritable
 from monitor.store.facts import RunFacts, seal
 from monitor.store.query import Reader
 from monitor.store.tables import (
@@ -55,8 +55,11 @@ class Store(Reader):
             )
             os.chmod(self.path, 0o600)
             self._prepare()
+        except OSError as error:
+            self.close()
+            raise unwritable(folder, error, GIVE_A_STORE) from error
         # UnicodeDecodeError is what sqlite3 makes of an error text that quotes damaged bytes
-        except (OSError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self.close()
             raise Failed(
                 f"can't open the store {self.path}: {error}; see `losscast monitor repair`"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import WrongInput
 from monitor.forecast.anneal import NAMES, LrPath, Schedule, loss_at, predicted
 from monitor.forecast.fit import fit
 from monitor.forecast.fit_anneal import fit_curves
@@ -201,10 +201,10 @@ def test_the_commands_print_one_json_document(tmp_path: Path, capsys: pytest.Cap
     assert answer == json.loads((tmp_path / "q.json").read_text())
 
 
-def test_a_place_that_can_not_be_written_is_a_failure_in_words(law: Law, tmp_path: Path) -> None:
+def test_a_place_that_can_not_be_written_is_told_in_words(law: Law, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for write in (law.write, predict(law, params=7.5e4, tokens=4.5e6).write):
-        with pytest.raises(Failed, match="can't be written"):
+        with pytest.raises(WrongInput, match=r"can't be written: .*file is a file, not a folder\. Give -o"):
             write(tmp_path / "file" / "x.json")
 
 
