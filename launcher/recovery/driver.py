@@ -31,7 +31,7 @@ from launcher.recovery.owning import (
 )
 from launcher.recovery.restarts import HOST_LOST
 from launcher.runspec.model import RunSpec
-from launcher.storage.output import ECHO_S, job_log, job_output, note_end, note_failure
+from launcher.storage.output import ECHO_S, end_when_asked, job_log, job_output, note_end, note_failure
 from launcher.storage.remote import refresh, store_of
 from launcher.storage.runfolder import RunFolder, read_json
 from launcher.training.saving import present
@@ -188,6 +188,7 @@ def work(folder: RunFolder, submission: str, died: Killed | None = None) -> int:
             logging_level=logging.WARNING,
             log_to_driver=True,
         )
+        end_when_asked()
         return under_this_driver(lost)
 
     try:

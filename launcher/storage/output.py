@@ -17,6 +17,7 @@ For a run at az:// the files are carried there while they grow (`launcher.storag
 import contextlib
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -210,9 +211,29 @@ def described(error: BaseException) -> dict[str, Any]:
     }
 
 
+class EndedAtOnce(SystemExit):
+    """A job that SIGTERM ends: by `losscast stop`, or by whoever ended its Ray."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+    def __str__(self) -> str:
+        return "ended at once by a person, who stopped its job or its Ray"
+
+
+def end_when_asked() -> None:
+    """Have SIGTERM end this process with EndedAtOnce, and nothing be printed by Ray's own C++, whose handler writes a stack
+    of it each time. To be called after `ray.init`, which installs that, and in the main thread."""
+
+    def asked(number: int, frame: Any) -> None:
+        raise EndedAtOnce
+
+    signal.signal(signal.SIGTERM, asked)
+
+
 def _told(error: BaseException) -> str:
     """An error as the log shows it: what is a person's to mend in one line, anything else with its trace."""
-    if getattr(error, "exit_status", None) is not None:
+    if getattr(error, "exit_status", None) is not None or isinstance(error, EndedAtOnce):
         return f"losscast: {error}\n"
     if not isinstance(error, Exception):
         return f"losscast: ended: {type(error).__name__}\n"

@@ -28,6 +28,8 @@ STATES = {
     "grad_norm_high": ("norm high", "blue"),
 }
 TONES = {"critical": "red", "warning": "yellow", "info": "blue"}
+LEAST_PLOT = 5
+"""Lines. A curve in fewer shows nothing."""
 ACTIONS = {"roll_back": "roll back", "lower_lr": "lower the lr"}
 
 
@@ -89,7 +91,8 @@ def run_frame(
     color: bool = False,
     now: float | None = None,
 ) -> list[str]:
-    """One run: its figures, its loss in the band, its alerts."""
+    """One run: its figures, its loss in the band, its advice, its alerts. The advice is told whole, since what to do is in
+    it: older alerts give way to it, then the curve."""
     moment = time.time() if now is None else now
     word, tone = _state(run)
     last = run.get("last_time")
@@ -102,16 +105,20 @@ def run_frame(
         heard = "last step" if run.get("step") is not None else "last heard"
         title.append((f"  {heard} {duration(max(0.0, moment - last))} ago", "dim"))
     lines = [paint(title, width, color), paint([("  ".join(_figures(run, width)), "")], width, color)]
-    tail: list[list[Cell]] = [[(line, "")] for line in _counsel(run.get("advice") or {}, width)]
+    counsel = _counsel(run.get("advice") or {}, width, max(2, height - len(lines)))
+    tail: list[list[Cell]] = [[(line, "")] for line in counsel]
+    left = height - len(lines) - len(counsel)
     alerts = sorted(
         run.get("alerts") or [], key=lambda a: (a.get("resolved_step") is not None, -(a.get("step") or 0))
     )
-    tail += [_alert(alert) for alert in alerts[:4]]
-    if len(alerts) > 4:
-        tail.append([(f"and {len(alerts) - 4} more", "dim")])
+    shown = min(len(alerts), 4, max(1, left - LEAST_PLOT - 1))
+    tail += [_alert(alert) for alert in alerts[:shown]]
+    if len(alerts) > shown:
+        tail.append([(f"and {len(alerts) - shown} more", "dim")])
     curve = (run.get("prediction") or {}).get("curve")
-    room = max(5, height - len(lines) - len(tail))
-    lines += plot(curve, samples, width=width, height=room, color=color)
+    room = height - len(lines) - len(tail)
+    if room >= LEAST_PLOT:
+        lines += plot(curve, samples, width=width, height=room, color=color)
     lines += [paint(cells, width, color) for cells in tail]
     return lines[:height]
 
@@ -133,14 +140,14 @@ def _figures(run: dict[str, Any], width: int) -> list[str]:
     return figures
 
 
-def _counsel(advice: dict[str, Any], width: int) -> list[str]:
-    """The advice and its evidence in at most two lines."""
+def _counsel(advice: dict[str, Any], width: int, most: int) -> list[str]:
+    """The advice and its evidence, in as many lines as they need and `most` at most."""
     if not advice:
         return []
     miss = number(advice.get("p_miss"))
     said = f"advice: {_action(advice)}" + ("" if miss is None else f", {100 * miss:.0f}% likely to miss")
     words = "; ".join([said, *(clean(e) for e in advice.get("evidence") or [])])
-    return textwrap.wrap(words, width, max_lines=2, placeholder=" ...")
+    return textwrap.wrap(words, width, max_lines=most, placeholder=" ...")
 
 
 def _alert(alert: dict[str, Any]) -> list[Cell]:

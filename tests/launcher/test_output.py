@@ -1,6 +1,7 @@
 """What processes print is kept in the run's folder, whatever becomes of the process or the disk."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,20 @@ def test_a_job_leaves_how_it_ended_and_a_crash_leaves_that_open(tmp_path: Path) 
         _ = 1 // 0
     a, b = (json.loads((tmp_path / "output" / f"{name}.end.json").read_text()) for name in "ab")
     assert a["status"] == 75 and b["status"] is None and b["type"] == "ZeroDivisionError"
+
+
+def test_a_job_that_is_ended_by_a_person_says_so_and_no_stack(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\nfrom launcher.storage.output import end_when_asked, job_output\n"
+        "from launcher.storage.runfolder import RunFolder\n"
+        "with job_output(RunFolder.at(sys.argv[1]), 'a-1'):\n"
+        "    end_when_asked(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+    )
+    assert child(code, str(tmp_path)).returncode == 128 + signal.SIGTERM
+    said = "ended at once by a person, who stopped its job or its Ray"
+    assert (tmp_path / "output" / "a-1.log").read_text() == f"losscast: {said}\n"
+    end = json.loads((tmp_path / "output" / "a-1.end.json").read_text())
+    assert end["message"] == said and end["status"] is None
 
 
 def test_what_the_driver_saw_of_a_failure_is_bounded(tmp_path: Path) -> None:

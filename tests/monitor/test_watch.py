@@ -64,6 +64,29 @@ def test_a_run_shows_its_loss_its_band_and_its_alerts() -> None:
     assert any(0x2800 < ord(c) < 0x2900 for c in text) and "\N{MIDDLE DOT}" in text
 
 
+def test_the_advice_is_told_whole_and_other_parts_give_way() -> None:
+    """The runbooks send people here to read which data to skip."""
+    held = RUNS["gpt-71k-lr-x30"]
+    evidence = [f"step {n}: what the judge saw of it, in figures that matter" for n in range(9)]
+    advice = {
+        "action": "roll_back",
+        "p_miss": 0.4,
+        "evidence": [*evidence, "skip the data of steps 302 to 318"],
+    }
+    alert = (held["detail"]["alerts"] or [{}])[0]
+    run = held["detail"] | {"advice": advice, "alerts": [alert] * 6}
+    for height, drawn in ((24, True), (12, False)):
+        lines = run_frame(run, held["samples"], width=80, height=height)
+        assert len(lines) <= height and all(width_of(line) <= 80 for line in lines)
+        told = " ".join(" ".join(lines).split())
+        assert "skip the data of steps 302 to 318" in told and "..." not in told
+        assert "more" in lines[-1] and drawn == any(0x2800 < ord(c) < 0x2900 for c in told)
+    cut = run_frame(
+        run | {"advice": advice | {"evidence": evidence * 9}}, held["samples"], width=80, height=24
+    )
+    assert len(cut) == 24 and cut[-1].endswith("...")
+
+
 def test_a_loss_that_is_no_number_is_a_cross() -> None:
     held = RUNS["gpt-71k-nan"]
     lines = run_frame(held["detail"], held["samples"])
