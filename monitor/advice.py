@@ -110,7 +110,8 @@ def advise(
         if target_loss is not None:
             p_miss = probability_of_missing(mean, sd, target_loss)
             heading.append(f"target {target_loss:.4f} is missed with probability {_chance(p_miss)}")
-    if "LossDiverged" in open_now and (p_miss is None or p_miss < 0.5):
+    foretold = guess is not None or target_loss is not None
+    if "LossDiverged" in open_now and foretold and (p_miss is None or p_miss < 0.5):
         # it may go anywhere: nothing that is known makes such a run safe
         p_miss = None
         heading = [said for said in heading if not said.startswith("target ")]

@@ -124,7 +124,7 @@ class Held:
     _drop_n: float
     _drop_since: float
     _fell: float
-    """Deviations of the band by which it dropped at once, while that lasts; 0 where it did not."""
+    """By how much it dropped at once, while that lasts (deviations of the band; nats beside a control alone); 0 where it did not."""
     _part: float
     """Window of the old runs that is in hand, -1 before the first; `_pair` the same beside a control."""
     _part_sum: float

@@ -46,6 +46,8 @@ class Control:
         """Samples of ours since the last pair."""
         self.window: list[float] = []
         """Our newest losses, kept only beside a control of larger batches."""
+        self.newest: tuple[float, float] | None = None
+        """y of the sample in hand and its score; None where the control has nothing for it or is off its own line."""
 
     def offer(self, step: float, tokens: float | None, loss: float) -> None:
         """A sample of the control; it waits for ours of the same step or tokens."""
@@ -104,6 +106,10 @@ class Control:
         """Move the two levels that the weight is learnt from."""
         self.level.learn(c, True)
         self.mine.learn(x, True)
+
+    def shares_noise(self, own_sd: float, pairs: int) -> bool:
+        """Whether, as of so many pairs, its noise is ours: what is left is less than a lone sample's spread."""
+        return self.rest.count > pairs and self.rest.calm_sd < USEFUL * own_sd
 
     def beta(self) -> float:
         """How much of the control's noise is ours."""

@@ -11,7 +11,6 @@ from itertools import pairwise
 
 from monitor.judge.base import TWIN_FROM, TWIN_TO, band_sd
 from monitor.judge.bending import Bending
-from monitor.judge.control import USEFUL
 from monitor.judge.drift import Drift
 from monitor.judge.drop import Drop
 from monitor.judge.line import Expected
@@ -65,8 +64,11 @@ class Fast(Drop, Bending):
                     if z >= 4.0:
                         raw.restart()
         own = raw.score(x)
+        back = False
         if g is not None and expected is not None:
-            self._falls(sample, own, g, expected, opened, closed)
+            back = self._falls(sample, own, g, expected.p50, self.gap, 1.0, opened, closed)
+        elif expected is None:
+            back = self._falls_beside(sample, own, opened, closed)
         self._far_below(own)
         if self._off:
             if self._by_control:
@@ -77,12 +79,12 @@ class Fast(Drop, Bending):
                 self._evidence, self._peak, self._recent = self.main.a, z, z
             self._while_off(sample, z, weight, opened, closed)
             return
-        gross = raw.count > 30 and z > GROSS * max(self._tail, GROSS)
+        gross = raw.count > 30 and not back and z > GROSS * max(self._tail, GROSS)
         if z > self._tail and not gross:
             self._tail = min(z, 1e3)
         else:
             self._tail *= TAIL_KEPT
-        thrown_back = ready and self._thrown_back(sample.loss, step)
+        thrown_back = ready and not back and self._thrown_back(sample.loss, step)
         lost = gross or thrown_back
         quiet = self.main.quiet()
         if not lost:
@@ -264,6 +266,7 @@ class Fast(Drop, Bending):
         control = self.control
         if control is None:
             return None
+        control.newest = None
         pair = control.matched(step, sample.tokens, sample.loss)
         if pair is None and control.between():
             return None
@@ -274,7 +277,8 @@ class Fast(Drop, Bending):
         y = control.residual(x, c)
         rest = control.rest
         z = rest.score(y)
-        useful = rest.count > 200 and rest.calm_sd < USEFUL * self.raw.calm_sd
+        control.newest = y, z
+        useful = control.shares_noise(self.raw.calm_sd, 200)
         if useful:
             control.cusum.add(z, rest.weight, step)
         if not self._off:

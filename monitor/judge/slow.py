@@ -35,7 +35,9 @@ class Slow(Held):
         """Drift from the prediction, or from a control of the same recipe."""
         step = float(sample.step)
         early = self._early(step) if expected is not None else None
-        if expected is not None and early is not None:
+        if (
+            expected is not None and early is not None and not self._fell
+        ):  # a drop is judged for itself, and may come back
             self._slow_line(sample, expected, early, step, opened, closed)
         if self._paired and self.control is not None:
             self._slow_twin(sample, step, opened, closed)

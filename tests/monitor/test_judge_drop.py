@@ -48,8 +48,8 @@ def test_a_drop_of_four_deviations_of_the_band_is_called_within_ten_samples(
 
 
 def test_back_on_its_line_it_is_over_and_nobody_is_paged() -> None:
-    for seed in range(5):
-        found = replay(run(5.0, AT + 200, seed), prediction=band())["alerts"]
+    for seed, drop in enumerate((5.0, 5.0, 5.0, 20.0, 40.0)):
+        found = replay(run(drop, AT + 200, seed), prediction=band())["alerts"]
         assert [a["alert"] for a in found] == ["LossBelowPrediction"]
         assert AT + 200 <= found[0]["resolved_step"] <= AT + 210
 
@@ -78,3 +78,45 @@ def test_a_monitor_restarted_in_a_drop_gives_the_same_verdicts(cut: int) -> None
     parts = [first.observe(s) for s in stream[:cut]]
     second = Watch.from_state(Settings(), json.loads(json.dumps(first.state_dict())), prediction=band())
     assert repr(parts + [second.observe(s) for s in stream[cut:]]) == repr(verdicts)
+
+
+@pytest.mark.parametrize("every", [1, 12])
+def test_beside_a_control_a_drop_is_called_too_and_over_when_it_is_back(every: int) -> None:
+    """The control has our batches, so most of our noise; only a fall that we alone have is news."""
+    control = run(0.0)[::every]
+    own = random.Random(9)
+    ours = [replace(s, loss=s.loss + own.gauss(0.0, 0.004)) for s in run(20.0, AT + 400)[::every]]
+    found = replay(ours, control=control)["alerts"]
+    assert [a["alert"] for a in found] == ["LossBelowPrediction"]
+    assert found[0]["severity"] == "warning" and AT <= found[0]["step"] <= AT + 10 * every
+    assert found[0]["since_step"] >= AT - every
+    assert found[0]["expected"] == pytest.approx(line(found[0]["step"]), abs=0.08)
+    assert AT + 400 <= found[0]["resolved_step"] <= AT + 400 + 10 * every
+    other = replay(control, control=ours)["alerts"]
+    assert all(a["alert"] == "LossOffLine" and a["severity"] == "warning" for a in other), (
+        "either may have moved"
+    )
+    assert replay(ours, control=run(20.0)[::every])["alerts"][:1] != found[:1], "both fell"
+
+
+def test_beside_a_control_of_other_noise_or_of_small_drops_nothing_is_called() -> None:
+    assert replay(run(20.0), control=run(0.0, seed=5))["alerts"] == []
+    small = replay(run(0.5), control=run(0.0))["alerts"]
+    assert all(a["step"] > AT + 100 for a in small), "what is slow is the bending gap's to call"
+
+
+def test_a_monitor_restarted_in_a_drop_beside_a_control_gives_the_same_verdicts() -> None:
+    stream, control = run(20.0, AT + 200), run(0.0)
+
+    def fed(watch: Watch, begin: int, end: int) -> list[object]:
+        out = []
+        for ours, other in zip(stream[begin:end], control[begin:end], strict=True):
+            watch.observe_control(other)
+            out.append(watch.observe(ours))
+        return out
+
+    whole, first = Watch(total_steps=STEPS), Watch(total_steps=STEPS)
+    verdicts = fed(whole, 0, STEPS)
+    parts = fed(first, 0, AT + 50)
+    second = Watch.from_state(Settings(), json.loads(json.dumps(first.state_dict())), total_steps=STEPS)
+    assert repr(parts + fed(second, AT + 50, STEPS)) == repr(verdicts)
