@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -17,6 +17,13 @@ class Failed(RuntimeError):
     """The input was fine and the work could not be done."""
 
     exit_status = 1
+
+
+def some(names: Iterable[object], most: int = 8) -> str:
+    """The first few of a list for a message, and how many more there are."""
+    every = [str(name) for name in names]
+    more = f" ... and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 GIVE_A_FILE = "Give -o a file in a folder that is there and can be written."

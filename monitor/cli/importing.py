@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from monitor.errors import WrongInput
+    from monitor.errors import WrongInput, some
     from monitor.schema import is_run_id
     from monitor.service.importing import read, run_id
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     for field, column in found.columns.items():
         print(f"{field:13} {column}")
     if found.unused:
-        print(f"not used: {', '.join(found.unused[:12])}", file=sys.stderr)
+        print(f"not used: {some(found.unused, 12)}", file=sys.stderr)
     if found.without_loss or found.repeated:
         print(f"{found.without_loss} rows without a loss, {found.repeated} repeated steps", file=sys.stderr)
     what = "would be sent" if args.dry_run else f"sent, {said['duplicates']} of them known already"

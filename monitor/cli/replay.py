@@ -44,7 +44,7 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every alert and the advice; exit status 3 when the run ends off its prediction."""
     from monitor.cli.fit import pairs
-    from monitor.errors import WrongInput
+    from monitor.errors import WrongInput, some
     from monitor.forecast.points import read_curves
     from monitor.judge.line import check
     from monitor.judge.old_runs import old_runs
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {args.curve}: {passed_over(curves.without_loss)}", file=sys.stderr)
     if args.run is not None:
         if args.run not in runs:
-            raise WrongInput(f"{args.curve}: has no run {args.run!r}; it has {', '.join(list(runs)[:8])}")
+            raise WrongInput(f"{args.curve}: has no run {args.run!r}; it has {some(runs)}")
         runs = {args.run: runs[args.run]}
     prediction = None
     if args.prediction:

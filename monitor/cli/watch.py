@@ -87,6 +87,7 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
     ask(path, "POST", {...})   with something to say; None where there is no answer to it
     """
     import json
+    import re
     import urllib.error
     import urllib.request
 
@@ -118,7 +119,11 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
                     f"{url}: the token in ${token_env} may not {scope}; make one with --scope {scope}"
                 ) from error
             if error.code == 404:
-                raise WrongInput(f"{url}: has no {path.split('?')[0].removeprefix('/v1/')}") from error
+                run = re.match(r"/v1/runs/([^/?]+)", path)
+                what = (
+                    f"no run {run[1]}; `losscast runs` lists them" if run else f"has no {path.split('?')[0]}"
+                )
+                raise WrongInput(f"{url}: {what}") from error
             if error.code in (409, 422):
                 said = json.loads(error.read() or b"{}").get("error", f"status {error.code}")
                 raise WrongInput(f"{url}: {said}") from error

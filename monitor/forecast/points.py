@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.errors import WrongInput
+from monitor.errors import WrongInput, some
 from monitor.forecast.attempts import attempts_seen, superseded
 from monitor.forecast.columns import ALMOST, FINAL_LOSS, NAMES
 from monitor.forecast.table import FloatArray, Table, need, read_table, refuse, renamed
@@ -363,13 +363,11 @@ def select(table: Table, where: Mapping[str, str]) -> Table:
     for name, wanted in where.items():
         own = table.find([name])
         if own is None:
-            raise WrongInput(
-                f"{table.path}:1:1: no column {name!r}; the file has {', '.join(list(table.columns)[:10])}"
-            )
+            raise WrongInput(f"{table.path}:1:1: no column {name!r}; the file has {some(table.columns, 10)}")
         values = table.texts(own)
         rows = [i for i, value in enumerate(values) if value == wanted]
         if not rows:
-            has = ", ".join(sorted(set(values))[:8])
+            has = some(sorted(set(values)))
             raise WrongInput(f"{table.path}: no row has {own} = {wanted!r}; there are {has}")
         columns = {key: [cells[i] for i in rows] for key, cells in table.columns.items()}
         table = replace(table, columns=columns, lines=[table.lines[i] for i in rows])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import Failed, WrongInput, some
 from monitor.forecast.columns import scale_of
 
 FloatArray = NDArray[np.float64]
@@ -189,7 +189,7 @@ def _csv(path: str, text: str) -> Table:
                 cells = cells[: len(header)]  # a delimiter at the end of the line
             if len(cells) != len(header):
                 problems.append(
-                    f"{path}:{line}:1: {len(cells)} values under {len(header)} columns ({', '.join(header[:8])})"
+                    f"{path}:{line}:1: {len(cells)} values under {len(header)} columns ({some(header)})"
                 )
                 continue
             rows.append(cells)
@@ -205,7 +205,7 @@ def _csv(path: str, text: str) -> Table:
         raise WrongInput(f"{path}:1: the column {repeated[0]!r} is there twice; name each column once")
     refuse(problems)
     if not rows:
-        raise WrongInput(f"{path}:2:1: no rows under the header ({', '.join(header[:8])}); give at least one")
+        raise WrongInput(f"{path}:2:1: no rows under the header ({some(header)}); give at least one")
     names = [name or f"column {i + 1}" for i, name in enumerate(header)]
     return Table(path, {name: [row[i] for row in rows] for i, name in enumerate(names)}, places)
 
@@ -232,7 +232,7 @@ def need(table: Table, names: Sequence[str], what: str, also: Iterable[str] = ()
     """The file's name of a column that has to be there. Raises WrongInput that lists what the file has."""
     own = table.find(names)
     if own is None:
-        has = ", ".join(list(table.columns)[:10])
+        has = some(table.columns, 10)
         others = "".join(f" {text}" for text in also)
         if len(table.columns) == 1:
             others += " A line's values are told apart by commas, semicolons, tabs or bars."
@@ -250,9 +250,7 @@ def renamed(table: Table, columns: Mapping[str, str]) -> Table:
     for ours, own in columns.items():
         found = table.find([own])
         if found is None:
-            raise WrongInput(
-                f"{table.path}:1:1: no column {own!r}; the file has {', '.join(list(table.columns)[:10])}"
-            )
+            raise WrongInput(f"{table.path}:1:1: no column {own!r}; the file has {some(table.columns, 10)}")
         scale = scale_of(found)[1]
         values = out.pop(found)
         out[ours if scale == 1.0 else f"{ours} ({scale!r})"] = values

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.errors import WrongInput
+from monitor.errors import WrongInput, some
 from monitor.forecast.points import Points
 from monitor.forecast.table import FloatArray, Table, need
 
@@ -45,7 +45,7 @@ def metric_values(points: Points, metric: str) -> FloatArray:
     """A metric's column (n,), NaN where it is empty. Raises WrongInput when there is none or a value can't be."""
     own = next((name for name in points.extra if name.lower() == metric), None)
     if own is None:
-        has = ", ".join(list(points.extra)[:10]) or "no other columns"
+        has = some(points.extra, 10) or "no other columns"
         raise WrongInput(
             f"{points.path}:1:1: no column {metric!r}; the file has {has}. Say --columns {metric}=NAME"
         )

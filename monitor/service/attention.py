@@ -204,6 +204,9 @@ def duration(text: str) -> float:
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text[len(number) :]
     try:
-        return float(number) * _UNITS[unit]
+        seconds = float(number) * _UNITS[unit]
     except (ValueError, KeyError):
         raise WrongInput(f"--for {text[:20]}: need a number with s, m, h or d, such as 90m or 2h") from None
+    if not 0 < seconds <= MOST_S:
+        raise WrongInput(f"--for {text[:20]}: give more than nothing and at most {MOST_S / 86400:g}d")
+    return seconds

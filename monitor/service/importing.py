@@ -1,4 +1,5 @@
-"""Runs that were trained elsewhere, as events of wire v1: TensorBoard event files, CSV, JSON lines.
+"""Runs that were trained elsewhere, as events of wire v1: TensorBoard event files, CSV as `losscast replay` reads it, JSON
+lines.
 
 A file's columns are known by their usual names (`NAMES`), or by what the caller says. What counts is a step and a loss. A row
 that has a validation loss and no training loss is put to the last step before it, as those loggers write them; a row
@@ -6,7 +7,6 @@ that has neither, an empty cell, is passed over and counted, as everywhere in lo
 finite. Loss in nats per token, time in seconds since the epoch.
 """
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import Failed, WrongInput, some
+from monitor.forecast.table import read_table
 from monitor.schema import MAX_COUNT, SPELLED
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -72,17 +73,10 @@ Row = tuple[int, dict[str, Any]]
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            if not reader.fieldnames:
-                raise WrongInput(f"{path}:1: empty; need a header line, such as step,loss")
-            for row in reader:
-                if None in row:
-                    raise WrongInput(f"{path}:{reader.line_num}: more cells than the header has")
-                yield reader.line_num, {k.strip(): v for k, v in row.items()}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise WrongInput(f"{path}: {error}") from error
+    """As `losscast replay` and `fit` read a table."""
+    table = read_table(path)
+    for line, cells in zip(table.lines, zip(*table.columns.values(), strict=True), strict=True):
+        yield line, dict(zip(table.columns, cells, strict=True))
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -102,8 +96,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
                         f"{path}:{number}: need an object, one a line; got {type(found).__name__}"
                     )
                 yield number, found
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongInput(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        at = f"byte {error.object[error.start]:#04x}"
+        raise WrongInput(f"{path}: not UTF-8 text ({at}); save it as UTF-8, one JSON object a line") from None
+    except OSError as error:
+        raise WrongInput(f"{path}: can't be read: {error.strerror or error}") from None
 
 
 def _tensorboard(path: Path, chosen: Mapping[str, str]) -> Iterator[Row]:
@@ -146,10 +143,10 @@ def _samples(path: Path, rows: list[Row], chosen: Mapping[str, str], run: str | 
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     runs = list(dict.fromkeys(str(row["run"]) for _, row in rows if row.get("run") not in (None, "")))
     if run is None and len(runs) > 1:
-        raise WrongInput(f"{path}: holds {len(runs)} runs; choose one with --only: {', '.join(runs[:8])}")
+        raise WrongInput(f"{path}: holds {len(runs)} runs; choose one with --only: {some(runs)}")
     if run is not None:
         if run not in runs:
-            raise WrongInput(f"{path}: has no run {run!r}; it has {', '.join(runs[:8]) or 'no column run'}")
+            raise WrongInput(f"{path}: has no run {run!r}; it has {some(runs) or 'no column run'}")
         rows = [(line, row) for line, row in rows if str(row.get("run")) == run]
     columns = _columns(path, names, chosen)
     read = Read([], columns, [n for n in names if n not in columns.values() and n != "run"])
@@ -195,7 +192,7 @@ def _columns(path: Path, names: list[str], chosen: Mapping[str, str]) -> dict[st
     for wanted, known in NAMES.items():
         if wanted in chosen:
             if chosen[wanted] not in names:
-                raise WrongInput(f"{path}: has no column {chosen[wanted]!r}; it has {', '.join(names[:20])}")
+                raise WrongInput(f"{path}: has no column {chosen[wanted]!r}; it has {some(names, 20)}")
             out[wanted] = chosen[wanted]
             continue
         found = next((low[name] for name in known if name in low), None)
@@ -204,7 +201,7 @@ def _columns(path: Path, names: list[str], chosen: Mapping[str, str]) -> dict[st
     for needed in ("step", "loss"):
         if needed not in out:
             raise WrongInput(
-                f"{path}: which column is the {needed}? Say --map {needed}=NAME; there are {', '.join(names[:20]) or 'none'}"
+                f"{path}: which column is the {needed}? Say --map {needed}=NAME; there are {some(names, 20) or 'none'}"
             )
     return out
 

@@ -5,7 +5,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import Failed, WrongInput
+from monitor.errors import Failed, WrongInput, some
 from monitor.mirroring import TensorBoard, values_of
 from monitor.schema import is_run_id
 from monitor.store.columns import Damaged
@@ -25,7 +25,7 @@ def export(folder: Path, run: str, target: Path | None, out: Any) -> int:
         facts = store.run(run)
         if facts is None:
             raise WrongInput(
-                f"{folder}: has no run {run}; it has {', '.join(f.run for f in store.runs()[:8]) or 'none'}"
+                f"{folder}: has no run {run}; it has {some(f.run for f in store.runs()) or 'none'}"
             )
         names = ("run", "attempt", *FIELDS)
         table = itertools.chain.from_iterable(rows(samples(store, facts, [])))

@@ -148,7 +148,9 @@ def test_a_person_says_it_to_a_live_monitor(
         for args, token, why in (
             (("ack", "a"), service.token, "may not operate"),
             (("ack", "a"), "wrong", "--scope operate"),
-            (("ack", "b"), operate, "has no"),
+            (("ack", "b"), operate, "no run b; `losscast runs` lists them"),
+            (("mute", "b", "--for", "1h"), operate, "no run b;"),
+            (("mute", "b", "--for", "90d"), operate, "--for 90d: give more than nothing and at most 30d"),
             (("ack", "A/.."), operate, "is no run's name"),
             (("mute", "a", "--for", "90d"), operate, "at most"),
             (("mute", "a", "--for", "long"), operate, "90m or 2h"),

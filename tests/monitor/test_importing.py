@@ -63,9 +63,10 @@ def test_a_row_whose_loss_is_empty_is_passed_over_and_counted(tmp_path: Path) ->
     [
         ("a.csv", "", "header"), ("a.csv", "step,x\n1,2\n", "which column is the loss"), ("a.csv", "step,loss\n1,x\n", ":2: loss"),
         ("a.csv", "step,loss\n1.5,2\n", "whole number"), ("a.csv", "step,loss\n-1,2\n", "whole number"),
-        ("a.csv", "step,loss\n", "no row"), ("a.csv", "step,loss\n1,2,3\n", "more cells"), ("a.jsonl", "{}\n[1]\n", ":2:"),
+        ("a.csv", "step,loss\n", "no row"), ("a.csv", "step,loss\n1,2,3\n", ":2:1: 3 values under 2 columns"), ("a.jsonl", "{}\n[1]\n", ":2:"),
         ("a.jsonl", '{"step":1,', ":1: not JSON"), ("a.txt", "x", "need a .csv"), ("a.csv", "step,loss\n1," + "9" * 400 + "\n", "no row|finite|"),
         ("a.csv", "run,step,loss\na,1,2\nb,1,2\n", "--only"),
+        ("a.csv", "run,step,loss\n" + "".join(f"r{i},1,2\n" for i in range(11)), r"r6, r7 \.\.\. and 3 more$"),
     ],
 )  # fmt: skip
 def test_what_cant_be_read_is_told_with_its_line(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -75,6 +76,21 @@ def test_what_cant_be_read_is_told_with_its_line(tmp_path: Path, name: str, text
         return
     with pytest.raises(WrongInput, match=words):
         read(path, {})
+
+
+def test_a_csv_is_read_as_replay_reads_it(tmp_path: Path) -> None:
+    for text in (
+        "step;loss\n1;2.5\n2;2.25\n",
+        "\ufeff# mine\nstep|loss\n1|2.5\n\n2|2.25\n",
+        "step\tloss\n1\t2.5\n2\t2.25\n",
+    ):
+        path = tmp_path / "a.csv"
+        path.write_text(text, encoding="utf-8")
+        assert [s["loss"] for s in read(path, {}).samples] == [2.5, 2.25]
+    for name in ("b.csv", "b.jsonl"):
+        (tmp_path / name).write_bytes(b"step,loss\n1,\x80\n")
+        with pytest.raises(WrongInput, match=r"not UTF-8 text .byte 0x80.; save it as UTF-8"):
+            read(tmp_path / name, {})
 
 
 def test_a_run_is_chosen_and_columns_are_named(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_is_wrong_is_said_with_what_to_do(url: str, monkeypatch: pytest.Mon
     with pytest.raises(WrongInput, match="token create"):
         run("--url", url, "--once")
     monkeypatch.setenv("LOSSCAST_TOKEN", page_stub.TOKEN)
-    with pytest.raises(WrongInput, match="has no runs/nothing-here"):
+    with pytest.raises(WrongInput, match="no run nothing-here; `losscast runs` lists them"):
         run("nothing-here", "--url", url, "--once")
     with pytest.raises(WrongInput, match="no run's name"):
         run("../etc", "--url", url, "--once")

@@ -10,7 +10,7 @@ from launcher.cli import main
 from launcher.errors import Failed as LauncherFailed
 from launcher.storage.export import _refused
 from monitor import schema
-from monitor.errors import Failed, WrongInput, unwritable, writing
+from monitor.errors import Failed, WrongInput, some, unwritable, writing
 from monitor.store.ingest import Ingest
 from monitor.store.store import Store
 from monitor.wire import parse
@@ -74,6 +74,19 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(
     before.write_text("step,loss\n")
     assert main(["monitor", "export", "nosuch", "--store", str(stored / "store"), "-o", str(before)]) == 2
     assert before.read_text() == "step,loss\n" and not list(stored.glob(".old.csv*"))
+
+
+def test_a_list_that_is_cut_says_how_many_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert some("abc", 3) == "a, b, c" and some("abcd", 3) == "a, b, c ... and 1 more" and some([]) == ""
+    wide = tmp_path / "wide.csv"
+    wide.write_text(",".join(f"c{i}" for i in range(14)) + "\n" + ",".join("1" * 14) + "\n")
+    for flags, said in (
+        ([], "c8, c9 ... and 4 more. Rename"),
+        (["--columns", "loss=zz"], "c8, c9 ... and 4 more"),
+        (["--where", "zz=1"], "c8, c9 ... and 4 more"),
+    ):
+        assert main(["fit", str(wide), *flags]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_failure_and_another_files_error_is_not_ours(tmp_path: Path) -> None:
