@@ -176,6 +176,8 @@ def _pacer(plan: dict[str, Any]) -> str:
 
 
 def _checkpoints(checkpoint: dict[str, Any]) -> str:
+    if checkpoint["count"] is None:
+        return f"those that the script saves, to {checkpoint['url']}"
     if not checkpoint["bytes"]:
         return f"{checkpoint['count']} to {checkpoint['url']}"
     return (

@@ -7,6 +7,7 @@ from launcher.runspec.accounting import parameter_count
 from launcher.runspec.checks import LOOPBACK
 from launcher.runspec.model import Entrypoint, Gpt, RunSpec
 from launcher.runspec.problem import Problem
+from launcher.runspec.workload import saves_itself
 
 
 def doubtful(spec: RunSpec) -> list[Problem]:
@@ -57,7 +58,7 @@ def _steps(spec: RunSpec) -> Iterator[Problem]:
             f"{train.tokens} tokens are less than one batch of {train.batch_tokens}: the run is a single step. "
             "Counts are whole tokens: 2.5 billion is 2.5e9.",
         )
-    elif spec.checkpoints.every_steps > steps:
+    elif spec.checkpoints.every_steps > steps and not saves_itself(spec.workload):
         yield Problem(
             ("checkpoints.every_steps", "train.tokens"),
             f"the run ends at step {steps}, before its first checkpoint at {spec.checkpoints.every_steps}; "

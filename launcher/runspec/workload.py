@@ -54,6 +54,11 @@ class Entrypoint(Part):
         return self.entrypoint.endswith(".py")
 
 
+def saves_itself(workload: Any) -> bool:
+    """A script's checkpoints are those it saves, when it saves them: checkpoints.every_steps says nothing of it."""
+    return isinstance(workload, Entrypoint) and workload.is_script
+
+
 def which_workload(value: Any) -> str:
     """gpt or entrypoint, as a section that is yet to be checked says; another `kind` as it is written."""
     if isinstance(value, dict):

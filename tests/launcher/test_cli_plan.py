@@ -94,6 +94,12 @@ def test_plan_says_that_the_data_is_not_here_where_submit_would_refuse_it(
     assert "is not here" not in run(capsys, "plan", "--to", "http://head:8265", str(absent))[2]
 
 
+def test_a_script_saves_when_it_does_and_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "plan", str(EXAMPLES / "own" / "script.yaml"))
+    assert status == 0 and "those that the script saves, to ./runs" in out
+    assert "before its first checkpoint" not in err
+
+
 def test_under_a_law_plan_predicts_and_says_what_would_be_optimal(
     capsys: pytest.CaptureFixture[str], law: Path
 ) -> None:
