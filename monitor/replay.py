@@ -13,6 +13,8 @@ from typing import Any
 from monitor.advice import advise
 from monitor.forecast.points import Curve, Curves, read_curves
 from monitor.judge import Judge, Settings
+from monitor.judge.control import LEAST_PAIRS
+from monitor.judge.drop import KNOWN
 from monitor.judge.old_runs import OldRuns
 from monitor.verdict import Advice, Alert, Sample
 
@@ -104,13 +106,14 @@ def replay(
     )
     alerts: list[Alert] = []
     advice: list[Advice] = []
-    waiting = 0
+    waiting = used = 0
     every = max(1, len(rows) // 20)
     for count, sample in enumerate(rows, 1):
         while waiting < len(held) and _reached(sample, held[waiting], by_tokens):
             watch.observe_control(held[waiting])
             waiting += 1
         verdict = watch.observe(sample)
+        used += verdict.source == "control"
         if verdict.closed:
             ended = {a.alert: a.resolved_step for a in verdict.closed}
             alerts = [
@@ -123,8 +126,10 @@ def replay(
         if verdict.opened or verdict.closed or count % every == 0 or count == len(rows):
             advice.append(watch.advice())
     newest = advice[-1] if advice else None
+    beside = {} if control is None and old is None else {"control": _beside(watch, rows, used, by_tokens)}
     return {
         "samples": len(rows),
+        **beside,
         "alerts": [
             {
                 "alert": a.alert, "severity": a.severity, "step": a.step, "since_step": a.since_step,
@@ -141,6 +146,34 @@ def replay(
             for a in advice
         ],
     }  # fmt: skip
+
+
+def _beside(watch: Watch, rows: Sequence[Sample], used: int, by_tokens: bool) -> dict[str, Any]:
+    """What became of a control, and of old runs: `steps` matched to one of ours, `used` of them, `why` where it was no use."""
+    control, old = watch.control, watch.old_runs
+    steps = 0 if control is None else control.pairs
+    what = "tokens" if by_tokens else "steps"
+    why = None
+    if not used and not steps:
+        why = f"it has no {what} in common with the run"
+    elif not used and control is not None:
+        if control.rest.count <= LEAST_PAIRS:
+            why = f"it takes more than {LEAST_PAIRS} samples in common to know whether its noise is the run's"
+            if control.shares_noise(watch.raw.calm_sd, KNOWN):
+                why += "; a sudden drop is held against it all the same"
+        elif not control.shares_noise(watch.raw.calm_sd, LEAST_PAIRS):
+            why = "its noise is not the run's: other batches, another model, or another log"
+        else:
+            why = "it was off its own line itself"
+    told: dict[str, Any] = {"steps": steps, "used": used, "why": why}
+    if old is not None:
+        held = ((s.loss, old.at(float(s.step))) for s in reversed(rows) if math.isfinite(s.loss))
+        apart = next(
+            ((x - at[0]) / math.hypot(at[1], watch.raw.calm_sd, 1e-6) for x, at in held if at is not None),
+            None,
+        )
+        told["old_runs"] = {"runs": old.runs, "steps": len(old.steps), "apart_sigmas": apart}
+    return told
 
 
 def _reached(ours: Sample, other: Sample, by_tokens: bool) -> bool:

@@ -97,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
         }
         for name, samples in runs.items()
     }
+    if controls:
+        for answer in answers.values():
+            answer["control"] = {"runs": len(controls), **answer["control"]}
     off = any(off_prediction(answer) for answer in answers.values())
     if args.json:
         print(json.dumps(spell(_document(answers)), allow_nan=False))
@@ -120,11 +123,33 @@ def _document(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
             {"run": name, **advice} for name, answer in answers.items() for advice in answer["advice"]
         ],
         "runs": {
-            name: {key: a[key] for key in ("samples", "final_loss", "rows_without_loss")}
+            name: {
+                key: a[key] for key in ("samples", "final_loss", "rows_without_loss", "control") if key in a
+            }
             for name, a in answers.items()
         },
         "rows_without_loss": sum(answer["rows_without_loss"] for answer in answers.values()),
     }
+
+
+def beside(told: dict[str, Any]) -> list[str]:
+    """What became of the control runs, in words."""
+    runs = "1 run" if told["runs"] == 1 else f"the mean of {told['runs']} runs"
+    said = [f"{runs}, {told['steps']} samples in common, {told['used']} judged by it"]
+    if told["why"]:
+        said[0] += f": {told['why']}"
+    old = told.get("old_runs")
+    if old:
+        line = f"{old['runs']} old runs, {old['steps']} steps that they share say how such runs differ"
+        apart = old["apart_sigmas"]
+        if apart is not None and not abs(apart) < FAR:
+            line += f": the run ends {abs(apart):.0f} of their sigmas {'above' if apart > 0 else 'below'} them, are they of its recipe?"
+        said.append(line)
+    return said
+
+
+FAR = 8.0
+"""Sigmas from the mean of old runs at which a run is hardly of their recipe."""
 
 
 def passed_over(rows: int) -> str:
@@ -143,5 +168,8 @@ def _print(name: str, answer: dict[str, Any]) -> None:
     if answer["final_loss"]:
         f = answer["final_loss"]
         print(f"  final loss {f['p50']:.4f} ({f['p05']:.4f} to {f['p95']:.4f})")
+    if "control" in answer:
+        for line in beside(answer["control"]):
+            print(f"  control: {line}")
     if answer["advice"]:
         print(f"  advice: {answer['advice'][-1]['action']}: {'; '.join(answer['advice'][-1]['evidence'])}")

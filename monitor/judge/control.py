@@ -16,6 +16,8 @@ from monitor.judge.track import Track
 
 USEFUL = 0.8
 """The control is used while its spread of y is below this share of our own spread."""
+LEAST_PAIRS = 200
+"""Pairs before that is known well enough."""
 KEEP = 40
 """Control samples that may wait for ours."""
 MOST = 16

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from monitor.judge.base import TWIN_FROM, TWIN_TO, band_sd
 from monitor.judge.bending import Bending
+from monitor.judge.control import LEAST_PAIRS
 from monitor.judge.drift import Drift
 from monitor.judge.drop import Drop
 from monitor.judge.line import Expected
@@ -278,7 +279,7 @@ class Fast(Drop, Bending):
         rest = control.rest
         z = rest.score(y)
         control.newest = y, z
-        useful = control.shares_noise(self.raw.calm_sd, 200)
+        useful = control.shares_noise(self.raw.calm_sd, LEAST_PAIRS)
         if useful:
             control.cusum.add(z, rest.weight, step)
         if not self._off:

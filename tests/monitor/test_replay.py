@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,47 @@ def test_several_runs_in_a_file_are_judged_apart(tmp_path: Path, capsys: pytest.
     assert answer["samples"] == 200 and [a["run"] for a in answer["alerts"]] == ["bad"]
     assert main(["replay", str(path), "--run", "good"]) == 0
     assert main(["replay", str(path), "--run", "neither"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "seed", "shift", "says"),
+    [
+        (600, 7919, 0, None),
+        (150, 7919, 0, "it takes more than 200 samples"),
+        (600, 104729, 0, "its noise is not the run's"),
+        (600, 7919, 10_000, "no steps in common"),
+    ],
+    ids=["of its batches", "short", "of other batches", "of other steps"],
+)
+def test_what_became_of_a_control_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, seed: int, shift: int, says: str | None
+) -> None:
+    def noise(seed: int) -> list[float]:
+        rng = random.Random(seed)
+        return [2.0 + 6.0 * (t + 10) ** -0.3 + rng.gauss(0.0, 0.03) for t in range(steps)]
+
+    ours = write(tmp_path / "c.csv", [x + 0.001 * (t % 3) for t, x in enumerate(noise(7919))])
+    other = tmp_path / "o.csv"
+    other.write_text("step,loss\n" + "".join(f"{t + shift},{x}\n" for t, x in enumerate(noise(seed))))
+    assert main(["replay", ours, "--control", str(other), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["control"]
+    assert told["runs"] == 1 and told["steps"] == (0 if shift else steps)
+    assert (told["why"] is None) == (says is None) == (told["used"] > 0)
+    assert main(["replay", ours, "--control", str(other)]) == 0
+    text = capsys.readouterr().out
+    assert "control: 1 run," in text and (says or "judged by it") in text
+
+
+def test_old_runs_of_another_recipe_are_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"r{k},{t},{4.0 + 0.001 * k + 6.0 * (t + 10) ** -0.3}" for k in range(3) for t in range(400)]
+    old = tmp_path / "old.csv"
+    old.write_text("run,step,loss\n" + "\n".join(rows) + "\n")
+    rng = random.Random(1)
+    ours: list[object] = [2.0 + 6.0 * (t + 10) ** -0.3 + rng.gauss(0.0, 0.02) for t in range(400)]
+    main(["replay", write(tmp_path / "c.csv", ours), "--control", str(old)])
+    assert "3 old runs, 400 steps" in (said := capsys.readouterr().out) and "are they of its recipe?" in said
 
 
 @needs_data
