@@ -171,6 +171,8 @@ def advise(
         evidence.append(
             "no prediction: nothing says what it will end at, so not whether it misses its target"
         )
+    if outlook.get("warming_up") and not alerts:
+        evidence.insert(0, "too few samples to judge yet")
     if not evidence:
         evidence.append("no prediction and no alert: nothing speaks against going on")
     return Advice(step, action, p_miss, quantiles, tuple(evidence), hours, money, back, skip)

@@ -15,6 +15,7 @@ from monitor.forecast.points import Curve, Curves, read_curves
 from monitor.judge import Judge, Settings
 from monitor.judge.control import LEAST_PAIRS
 from monitor.judge.drop import KNOWN
+from monitor.judge.line import Line
 from monitor.judge.old_runs import OldRuns
 from monitor.verdict import Advice, Alert, Sample
 
@@ -129,6 +130,7 @@ def replay(
     beside = {} if control is None and old is None else {"control": _beside(watch, rows, used, by_tokens)}
     return {
         "samples": len(rows),
+        "question": _units(rows, watch.line),
         **beside,
         "alerts": [
             {
@@ -146,6 +148,30 @@ def replay(
             for a in advice
         ],
     }  # fmt: skip
+
+
+def _units(rows: Sequence[Sample], line: Line | None) -> str | None:
+    """What to ask where the loss is throughout another unit's multiple of the line: nobody's run is that by chance."""
+    if line is None:
+        return None
+    pairs = [(s.loss, line.at(s.step, s.tokens)) for s in rows if math.isfinite(s.loss) and s.loss > 0]
+    known = [(x, e.p50) for x, e in pairs[len(pairs) // 10 :] if e is not None and e.p50 > 0]
+    if len(known) < 10:
+        return None
+
+    def throughout(ratios: Iterable[float]) -> bool:
+        held = sorted(ratios)
+        low, middle, high = (held[int(q * (len(held) - 1))] for q in (0.05, 0.5, 0.95))
+        return abs(middle - 1.0) < 0.03 and low > 0.94 and high < 1.06
+
+    if throughout(x * math.log(2.0) / p for x, p in known):
+        return (
+            "is this loss in bits? It is 1.44 times the prediction throughout, which is in nats per token: "
+            "multiply it by 0.6931, or name its column 'loss (bits)'"
+        )
+    if all(x > 1.5 * p for x, p in known) and throughout(math.log(x) / p for x, p in known):
+        return "is this a perplexity? Its logarithm is the prediction throughout, which is in nats per token: give the logarithm"
+    return None
 
 
 def _beside(watch: Watch, rows: Sequence[Sample], used: int, by_tokens: bool) -> dict[str, Any]:

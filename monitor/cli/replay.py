@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from monitor.replay import merged, off_prediction, read_samples, replay, samples_by_run
     from monitor.schema import spell
 
-    if args.target_loss is not None and not math.isfinite(args.target_loss):
-        raise WrongInput(f"--target-loss {args.target_loss}: need a finite number, nats per token")
+    if args.target_loss is not None and not 0 < args.target_loss < math.inf:
+        raise WrongInput(f"--target-loss {args.target_loss:g}: need a number above 0, nats per token")
     columns, where = pairs(args.columns, "--columns"), pairs(args.where, "--where")
     curves = read_curves(args.curve, columns, where, attempts=True)
     runs, without = samples_by_run(curves), {curve.run: curve.without_loss for curve in curves.runs}
@@ -124,7 +124,9 @@ def _document(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         ],
         "runs": {
             name: {
-                key: a[key] for key in ("samples", "final_loss", "rows_without_loss", "control") if key in a
+                key: a[key]
+                for key in ("samples", "final_loss", "rows_without_loss", "question", "control")
+                if key in a
             }
             for name, a in answers.items()
         },
@@ -154,11 +156,16 @@ FAR = 8.0
 
 def passed_over(rows: int) -> str:
     """What became of rows whose loss was empty."""
-    return f"{rows} row{'s' if rows != 1 else ''} without a loss, passed over"
+    return f"{count(rows, 'row')} without a loss, passed over"
+
+
+def count(n: int, what: str) -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _print(name: str, answer: dict[str, Any]) -> None:
-    print(f"{name}: {answer['samples']} samples, {len(answer['alerts'])} alerts")
+    print(f"{name}: {count(answer['samples'], 'sample')}, {count(len(answer['alerts']), 'alert')}")
     for a in answer["alerts"]:
         expected = "" if a["expected"] is None else f", expected {a['expected']:.4f}"
         until = "open" if a["resolved_step"] is None else f"until step {a['resolved_step']}"
@@ -168,6 +175,8 @@ def _print(name: str, answer: dict[str, Any]) -> None:
     if answer["final_loss"]:
         f = answer["final_loss"]
         print(f"  final loss {f['p50']:.4f} ({f['p05']:.4f} to {f['p95']:.4f})")
+    if answer["question"]:
+        print(f"  {answer['question']}")
     if "control" in answer:
         for line in beside(answer["control"]):
             print(f"  control: {line}")

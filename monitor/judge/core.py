@@ -214,7 +214,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         if (self._share(self._step) or 0.0) <= LAST:
             self._near = self.drift.recent
         else:
-            most = 4.0 * self._one()
+            most = max(4.0 * self._one(), 1.0, 0.2 * abs(self._near))
             move = gap / band_sd(expected) - self._near
             self._near += max(-most, min(most, move)) / self._newest()
 
@@ -331,6 +331,7 @@ class Judge(Fast, Slow, Validation, Plateau):
             ),
             "loss": self._loss,
             "every": self._every,
+            "warming_up": 1.0 if self._samples <= self.settings.warm_up else 0.0,
             "validation_broken": self._val_bad if math.isfinite(self._loss) else 0.0,
             "longer": longer,
         }

@@ -1,8 +1,10 @@
 """`losscast replay`: its contract, its exit statuses, and the recorded runs it must get right."""
 
 import json
+import math
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,10 +102,54 @@ def test_a_file_that_cannot_be_used_exits_2_and_is_named(
     assert str(other) in said and says in said
 
 
-def test_a_target_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("target", ["nan", "inf", "-1", "0"])
+def test_a_target_that_is_no_loss_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
     path = write(tmp_path / "c.csv", falling(20))
-    assert main(["replay", path, "--target-loss", "nan"]) == 2
+    assert main(["replay", path, "--target-loss", target]) == 2
     assert "--target-loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 8])
+def test_of_a_few_samples_it_is_said_that_they_are_too_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], samples: int
+) -> None:
+    assert main(["replay", write(tmp_path / "c.csv", falling(samples))]) == 0
+    said = capsys.readouterr().out
+    assert "too few samples to judge" in said and "nothing speaks against" not in said
+    assert f"{samples} {'sample' if samples == 1 else 'samples'}, 0 alerts" in said
+
+
+@pytest.mark.parametrize(
+    ("unit", "asks"),
+    [
+        (lambda x: x, None),
+        (lambda x: x / math.log(2.0), "is this loss in bits?"),
+        (math.exp, "is this a perplexity?"),
+        (lambda x: 1.3 * x, None),
+    ],
+    ids=["nats", "bits", "perplexity", "far above its line"],
+)
+def test_a_loss_in_another_unit_is_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: Callable[[float], float], asks: str | None
+) -> None:
+    line = [2.0 + 6.0 * (t + 10) ** -0.3 for t in range(400)]
+    curve = {
+        "step": list(range(400)),
+        "p05": [x - 0.1 for x in line],
+        "p50": line,
+        "p95": [x + 0.1 for x in line],
+    }
+    given = tmp_path / "p.json"
+    final = {"p05": line[-1] - 0.1, "p50": line[-1], "p95": line[-1] + 0.1}
+    given.write_text(json.dumps({"final_loss": final, "curve": curve}))
+    path = write(tmp_path / "c.csv", [unit(x) for x in falling(400)])  # type: ignore[arg-type]
+    main(["replay", path, "--prediction", str(given), "--json"])
+    question = json.loads(capsys.readouterr().out)["question"]
+    assert question is None if asks is None else question.startswith(asks)
+    main(["replay", path, "--prediction", str(given)])
+    assert (asks or "is this") in capsys.readouterr().out or asks is None
 
 
 def test_columns_and_rows_of_a_foreign_file_can_be_named(
