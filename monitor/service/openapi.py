@@ -5,6 +5,7 @@ Written by hand beside the routes and held against them by a test, with every an
 
 from typing import Any
 
+from monitor.service import events
 from monitor.service.attention import MOST_S, RUN_ALERTS
 
 Json = dict[str, Any]
@@ -89,7 +90,7 @@ def document(version: str) -> Json:
             "post": {
                 "summary": "Send events of runs, one JSON object a line; 200 means on disk",
                 "security": [{"bearer": ["ingest"]}],
-                "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": text}}},
+                "requestBody": {"required": True, "content": events.body()},
                 "responses": {
                     "200": _answer(_object(accepted={"type": "integer"}, duplicates={"type": "integer"}, unknown={"type": "integer"})),
                     **{str(code): {**ERROR, "description": WORDS[code]} for code in (400, 401, 403, 409, 413, 422, 429, 503, 507)},
@@ -124,7 +125,10 @@ def document(version: str) -> Json:
         "info": {"title": "losscast monitor", "version": version, "license": {"name": "Apache-2.0"}},
         "paths": paths,
         "components": {
-            "schemas": {"Error": {"type": "object", "properties": {"error": text}, "required": ["error"]}},
+            "schemas": {
+                "Error": {"type": "object", "properties": {"error": text}, "required": ["error"]},
+                **events.schemas(),
+            },
             "securitySchemes": {
                 "bearer": {
                     "type": "http",

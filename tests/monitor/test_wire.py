@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor import schema
-from monitor.wire import BadLine, Event, Samples, TooLarge, inflate, parse
+from monitor.service import events
+from monitor.wire import BadLine, Event, SampleLine, Samples, TooLarge, inflate, parse
 
 GOLDEN = Path(__file__).parent / "golden"
 PLAIN = {"event": "sample", "run": "a", "attempt": 1, "seq": 0, "step": 1, "loss": 2.5}
@@ -40,6 +41,24 @@ def test_the_golden_v1_file_is_read_as_on_the_first_day() -> None:
         1572864,
     )
     assert found.samples == 4 and found.unknown == 0
+
+
+def test_the_api_document_describes_every_event_as_it_is_taken() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    assert set(events.EVENTS) == schema.EVENTS
+    assert set(events.EVENTS["sample"]["properties"]) == {"event", *SampleLine.__struct_fields__}
+    sent = (GOLDEN / "v1-run.ndjson").read_bytes() + events.EXAMPLE.encode()
+    sent += schema.encode_event(schema.event("goodput", "a", 1, time=1.0, gpu_seconds_useful=2.0))
+    for text in sent.splitlines():
+        event = json.loads(text)
+        if event["event"] in events.EVENTS:
+            jsonschema.validate(event, events.EVENTS[event["event"]])
+    assert parse(events.EXAMPLE.encode()).samples == 2
+    for bad in ({"attempt": -1}, {"run": "A b"}, {"loss": "high"}, {"loss": None}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**PLAIN, **bad}, events.EVENTS["sample"])
+        with pytest.raises(BadLine):
+            parse(line(**bad))
 
 
 def test_unknown_fields_are_kept_and_unknown_events_counted() -> None:
