@@ -1,6 +1,7 @@
 """What a command may fail with. A message says what, where, why and what to do instead."""
 
 import contextlib
+import difflib
 import errno
 import os
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,22 @@ def some(names: Iterable[object], most: int = 8) -> str:
     every = [str(name) for name in names]
     more = f" ... and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def absent(path: Path) -> str:
+    """That a file is not there, and what is: the folder it was looked for in, and the name that comes nearest."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: there is no folder {folder}, seen from {Path.cwd()}"
+    try:
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError:
+        names = []
+    stems = difflib.get_close_matches(path.stem, [Path(name).stem for name in names], 1, 0.6)
+    near = [name for name in names if Path(name).stem in stems]
+    alike = near or [name for name in names if path.suffix and name.endswith(path.suffix)]
+    there = f"; did you mean {folder / alike[0]}?" if near else f"; it has {some(alike)}" if alike else ""
+    return f"{path}: no such file in {folder.resolve()}{there}"
 
 
 GIVE_A_FILE = "Give -o a file in a folder that is there and can be written."

@@ -112,7 +112,7 @@ def read_document(path: str | Path) -> Document:
             raise WrongInput(f"{path}: {size} bytes is no run spec; at most {MAX_BYTES} are read")
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise WrongInput(f"{path}: there is no such file") from None
+        raise WrongInput(f"{path}: there is no such file. {there(path.parent)}") from None
     except IsADirectoryError:
         raise WrongInput(f"{path}: is a folder, and a spec is a file. {instead_of(path)}") from None
     except OSError as error:
@@ -125,6 +125,13 @@ def read_document(path: str | Path) -> Document:
         raise WrongInput(
             f"{path}:{line}:{column} byte 0x{raw[error.start]:02x} is not UTF-8. Save the file as UTF-8."
         ) from None
+
+
+def there(folder: Path) -> str:
+    """What to give in place of a file that is not there."""
+    if folder.is_dir():
+        return f"{instead_of(folder)} That folder is {folder.resolve()}."
+    return f"There is no folder {folder} either, seen from {Path.cwd()}."
 
 
 def instead_of(folder: Path) -> str:

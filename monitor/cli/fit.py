@@ -30,7 +30,7 @@ def register(sub: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--form",
         default="auto",
-        help="auto (default), chinchilla (plain: Huber, no priors), frontier or curve",
+        help="auto (default), chinchilla (plain: Huber, no priors), frontier, power or curve",
     )
     p.add_argument(
         "--metric",

@@ -181,13 +181,20 @@ def mutes(args: argparse.Namespace) -> int:
 
 
 def _attention(args: argparse.Namespace) -> Any:
-    from monitor.errors import WrongInput
     from monitor.service.attention import Attention
+
+    return Attention(_store_there(args))
+
+
+def _store_there(args: argparse.Namespace) -> Path:
+    from monitor.errors import WrongInput
 
     folder = Path(args.store).expanduser()
     if not folder.is_dir():
-        raise WrongInput(f"{args.store}: no such store")
-    return Attention(folder)
+        raise WrongInput(
+            f"{args.store}: no such store; give the folder that `losscast monitor serve --store` is given"
+        )
+    return folder
 
 
 def add_law(args: argparse.Namespace) -> int:
@@ -223,6 +230,7 @@ def show(args: argparse.Namespace) -> int:
     import json
     from datetime import UTC, datetime
 
+    _store_there(args)
     found = _tokens(args).list()
     if args.json:
         print(

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from monitor.errors import WrongInput, unwritable
+from monitor.errors import WrongInput, absent, unwritable
 from monitor.forecast.table import FloatArray
 
 VERSION = 1
@@ -365,7 +365,7 @@ def read_json(path: str | Path, what: str) -> Any:
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
-        raise WrongInput(f"{path}: no such file; need {what}") from None
+        raise WrongInput(f"{absent(Path(path))}. Need {what}") from None
     except OSError as error:
         raise WrongInput(f"{path}: can't be read: {error.strerror or error}; need {what}") from None
     except UnicodeDecodeError:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.errors import Failed, WrongInput, some
+from monitor.errors import Failed, WrongInput, absent, some
 from monitor.forecast.columns import scale_of
 
 FloatArray = NDArray[np.float64]
@@ -132,7 +132,7 @@ def read_table(path: str | Path) -> Table:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise WrongInput(f"{path}: no such file") from None
+        raise WrongInput(absent(path)) from None
     except IsADirectoryError:
         raise WrongInput(f"{path}: is a folder; give a CSV or Parquet file") from None
     except OSError as error:

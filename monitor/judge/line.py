@@ -33,7 +33,7 @@ def check(prediction: Mapping[str, Any]) -> None:
         p05, p50, p95 = (float(final[name]) for name in ("p05", "p50", "p95"))  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         raise WrongInput(
-            "prediction: final_loss needs the numbers p05, p50 and p95; write it with `losscast predict --json`"
+            "prediction: final_loss needs the numbers p05, p50 and p95; write it with `losscast predict -o`"
         ) from None
     if not (math.isfinite(p05 + p50 + p95) and p05 <= p50 <= p95):
         raise WrongInput(
@@ -55,7 +55,7 @@ class Line:
         except (KeyError, TypeError, ValueError) as error:
             raise WrongInput(
                 f"prediction: curve needs equally long lists step, p05, p50, p95 of numbers ({error!r}); "
-                "write it with `losscast predict --json`"
+                "write it with `losscast predict -o`"
             ) from error
         if len(self._step) != len(self._p) or any(
             b <= a for a, b in zip(self._step, self._step[1:], strict=False)
@@ -65,7 +65,7 @@ class Line:
             if not (math.isfinite(step + sum(p)) and p.p05 <= p.p50 <= p.p95):
                 raise WrongInput(
                     f"prediction: curve at step {step:g}: p05 {p.p05:g}, p50 {p.p50:g}, p95 {p.p95:g}; need finite "
-                    "numbers that do not fall; write it with `losscast predict --json`"
+                    "numbers that do not fall; write it with `losscast predict -o`"
                 )
         if len(self._tokens) != len(self._step) or any(
             b <= a for a, b in zip(self._tokens, self._tokens[1:], strict=False)

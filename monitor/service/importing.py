@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import Failed, WrongInput, some
+from monitor.errors import Failed, WrongInput, absent, some
 from monitor.forecast.table import read_table
 from monitor.schema import MAX_COUNT, SPELLED
 
@@ -54,7 +54,7 @@ def read(path: Path, chosen: Mapping[str, str], run: str | None = None) -> Read:
         if name not in NAMES:
             raise WrongInput(f"--map {name}: not a field; there are {', '.join(NAMES)}")
     if not path.exists():
-        raise WrongInput(f"{path}: no such file")
+        raise WrongInput(absent(path))
     if path.is_dir() or "tfevents" in path.name:
         rows = _tensorboard(path, chosen)
     elif path.suffix in (".jsonl", ".ndjson", ".json"):

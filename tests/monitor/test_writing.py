@@ -126,3 +126,23 @@ def test_a_folder_that_is_made_for_a_law_is_told(
     assert f"made the folder {law.parent}" in capsys.readouterr().err
     assert main(["fit", str(stored / "points.csv"), "-o", str(law)]) == 0
     assert "made the folder" not in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_told_with_what_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "points.csv").write_text("run,params,tokens,loss\n")
+    (tmp_path / "law.json").write_text("{}")
+    for command, said in (
+        (["fit", "ponts.csv"], f"no such file in {tmp_path}; did you mean points.csv?"),
+        (["replay", "x.csv"], "it has points.csv"),
+        (["import", "y.csv", "--dry-run"], "it has points.csv"),
+        (["predict", "lw.json", "--params", "1e6", "--tokens", "1e8"], "did you mean law.json?"),
+        (["fit", "away/points.csv"], f"there is no folder away, seen from {tmp_path}"),
+        (["validate", "run.yaml"], f"There is no .yaml in it. Give a run.yaml. That folder is {tmp_path}."),
+        (["monitor", "token", "list", "--store", "nope"], "nope: no such store"),
+        (["data", "show", "points.csv"], "it is a file"),
+    ):
+        assert main(command) == 2, command
+        assert said in capsys.readouterr().err, command
