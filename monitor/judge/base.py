@@ -63,7 +63,7 @@ NUMBERS = (
     "gaps", "newer", "older", "oldest", "rough", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every", "low",
     "drop", "drop_from", "drop_mean", "drop_n", "drop_since", "fell",
     "part", "part_sum", "part_turns", "part_count", "part_bad", "turned", "turned_n", "parted", "by_bend", "pair", "pair_sum", "pair_share",
-    "pair_count", "pair_bad", "apart", "apart_n", "near",
+    "pair_count", "pair_bad", "apart", "apart_n", "near", "bare",
 )  # fmt: skip
 
 NOT_NOTHING = frozenset({"step", "tokens", "loss", "attempt", "quiet_from", "part", "pair"})
@@ -146,6 +146,8 @@ class Held:
     """Nats by which it is off its prediction while it is off its line or has dropped, by its newest samples."""
     _apart_n: float
     """Samples for which it has been."""
+    _bare: float
+    """As `_rough`, of the newest fifty gaps, in a log of any length."""
     _near: float
     """Gap by the newest samples in the last tenth of the run, in standard deviations of the band."""
     _every: float

@@ -171,9 +171,12 @@ class Judge(Fast, Slow, Validation, Plateau):
             u = max(-1e6, min(1e6, (x - expected.p50) / band_sd(expected)))
             self._oldest, self._older, self._newer = self._older, self._newer if self._gaps else u, u
             self._gaps += 1.0
-            if 3.0 <= self._gaps <= SPARSE:
-                bend = min(4.0 * PLAIN, abs(u - 2.0 * self._older + self._oldest) / SECOND)
-                self._rough += (bend - self._rough) / (self._gaps - 2.0)
+            if self._gaps >= 3.0:
+                bend = abs(u - 2.0 * self._older + self._oldest) / SECOND
+                most = 4.0 * max(1.0, self._bare)
+                self._bare += max(0.02, 1.0 / (self._gaps - 2.0)) * (min(most, bend) - self._bare)
+                if self._gaps <= SPARSE:
+                    self._rough += (min(4.0 * PLAIN, bend) - self._rough) / (self._gaps - 2.0)
         self._beside(sample, opened, closed)
         self._fast(sample, expected, opened, closed)
         if self._resume_n:
@@ -226,7 +229,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         """Samples that say where it is in the last tenth of the run."""
         share = self._share(self._step) or 0.0
         left = (self._step / share - self._step) / max(1.0, self._every) if share > 0 else 0.0
-        return max(LEAST, min(MEMORY * self.drift.count, max(left, SEEN * self._one() ** 2)))
+        return max(LEAST, min(MEMORY * self.drift.count, max(left, SEEN * self._bare**2)))
 
     def _gain(self) -> float:
         return 1.0 / min(self._apart_n, max(5.0, self._apart_n / 8.0)) if self._apart_n else 1.0
@@ -363,7 +366,7 @@ class Judge(Fast, Slow, Validation, Plateau):
         one = self._one()
         gap, noise = drift.recent, drift.recent_sd(one)
         if share > LAST and drift.count:
-            gap, noise = self._near, one / math.sqrt(2.0 * self._newest() * drift.weight)
+            gap, noise = self._near, self._bare / math.sqrt(2.0 * self._newest())
         if young:
             gap, noise = self.gap.base, one / math.sqrt(self.settings.warm_up * self.gap.weight)
         if self._apart_n:
