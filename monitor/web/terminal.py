@@ -30,6 +30,7 @@ STATES = {
 TONES = {"critical": "red", "warning": "yellow", "info": "blue"}
 LEAST_PLOT = 5
 """Lines. A curve in fewer shows nothing."""
+GONE = ("diverged", "non_finite")
 ACTIONS = {"roll_back": "roll back", "lower_lr": "lower the lr"}
 
 
@@ -61,16 +62,16 @@ def runs_frame(
     room = height - len(lines) - 1
     for r in ordered[:room]:
         word, tone = _state(r)
-        advice = r.get("advice") or {}
-        miss = number(advice.get("p_miss"))
+        advice, ended = r.get("advice") or {}, r.get("phase") == "ended"
+        miss = None if ended else number(advice.get("p_miss"))
         cells = (
             "!" if urgency(r) == 0 else "",
             word,
             clean(r.get("run")),
             f"{r['step']:,}" if r.get("step") is not None else MISSING,
             loss(r.get("loss")),
-            loss((r.get("predicted_final") or {}).get("p50")),
-            _action(advice),
+            loss(r.get("loss") if ended else (_end(r) or {}).get("p50")),
+            clean(r.get("end_reason") or "ended") if ended else _action(advice),
             "" if miss is None else f"{100 * miss:.0f}%",
         )
         alarm = tone if tone == "red" else ""
@@ -105,7 +106,7 @@ def run_frame(
         heard = "last step" if run.get("step") is not None else "last heard"
         title.append((f"  {heard} {duration(max(0.0, moment - last))} ago", "dim"))
     lines = [paint(title, width, color), paint([("  ".join(_figures(run, width)), "")], width, color)]
-    counsel = _counsel(run.get("advice") or {}, width, max(2, height - len(lines)))
+    counsel = _counsel(run, width, max(2, height - len(lines)))
     tail: list[list[Cell]] = [[(line, "")] for line in counsel]
     left = height - len(lines) - len(counsel)
     alerts = sorted(
@@ -131,8 +132,15 @@ def _figures(run: dict[str, Any], width: int) -> list[str]:
         f"step {run['step']:,}{done}" if run.get("step") is not None else "no step yet",
         f"loss {loss(run.get('loss'))}",
     ]
-    final = run.get("predicted_final") or (run.get("prediction") or {}).get("final_loss")
-    if final:
+    final = _end(run)
+    if run.get("phase") == "ended":
+        figures[1] = f"ended at {loss(run.get('loss'))}"
+        predicted = run.get("predicted_final") or (run.get("prediction") or {}).get("final_loss")
+        if predicted:
+            figures.append(
+                f"predicted {loss(predicted['p50'])} ({loss(predicted['p05'])} to {loss(predicted['p95'])})"
+            )
+    elif final:
         figures.append(f"ends at {loss(final['p50'])} ({loss(final['p05'])} to {loss(final['p95'])})")
     if run.get("expected") is not None:
         with_it = [*figures[:2], f"expected {loss(run['expected'])}", *figures[2:]]
@@ -140,10 +148,15 @@ def _figures(run: dict[str, Any], width: int) -> list[str]:
     return figures
 
 
-def _counsel(advice: dict[str, Any], width: int, most: int) -> list[str]:
-    """The advice and its evidence, in as many lines as they need and `most` at most."""
+def _counsel(run: dict[str, Any], width: int, most: int) -> list[str]:
+    """The advice and its evidence, in as many lines as they need and `most` at most. A run that has ended has nothing to go on
+    with."""
+    advice = run.get("advice") or {}
     if not advice:
         return []
+    if run.get("phase") == "ended" and advice.get("action") == "continue":
+        why = f": {clean(run['end_reason'])}" if run.get("end_reason") else ""
+        return textwrap.wrap(f"the run has ended{why}", width, max_lines=most, placeholder=" ...")
     miss = number(advice.get("p_miss"))
     said = f"advice: {_action(advice)}" + ("" if miss is None else f", {100 * miss:.0f}% likely to miss")
     words = "; ".join([said, *(clean(e) for e in advice.get("evidence") or [])])
@@ -187,6 +200,14 @@ def _state(run: dict[str, Any]) -> Cell:
     if tone not in ("red", "yellow", "blue") and run.get("phase") in ("ended", "waiting"):
         return run["phase"], "dim"
     return word, tone
+
+
+def _end(run: dict[str, Any]) -> dict[str, Any] | None:
+    """Where a run is heading: by the judge, else by its prediction; nothing where the judge says that it has no end."""
+    advice = run.get("advice") or {}
+    if advice.get("final_loss") or (run.get("state") in GONE and "final_loss" in advice):
+        return advice["final_loss"]
+    return run.get("predicted_final") or (run.get("prediction") or {}).get("final_loss")
 
 
 def _row(cells: Sequence[str], tones: Sequence[str], name_width: int, width: int, color: bool) -> str:

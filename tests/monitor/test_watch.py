@@ -64,6 +64,35 @@ def test_a_run_shows_its_loss_its_band_and_its_alerts() -> None:
     assert any(0x2800 < ord(c) < 0x2900 for c in text) and "\N{MIDDLE DOT}" in text
 
 
+def test_a_run_that_has_ended_shows_what_it_ended_at_and_is_not_told_to_go_on() -> None:
+    held = RUNS["gpt-28k-ladder"]
+    ended = held["detail"] | {
+        "loss": 2.4321,
+        "end_reason": "finished",
+        "predicted_final": {"p05": 2.2, "p50": 2.25, "p95": 2.3},
+        "advice": {
+            "action": "continue",
+            "p_miss": 0.4,
+            "evidence": ["heading for 2.2600 nats per token"],
+            "final_loss": {"p05": 2.2, "p50": 2.26, "p95": 2.3},
+        },
+    }
+    row = next(line for line in runs_frame([ended]) if "gpt-28k-ladder" in line)
+    assert row.count("2.4321") == 2 and "2.25" not in row and "continue" not in row and "40%" not in row
+    text = "\n".join(run_frame(ended, held["samples"]))
+    assert "ended at 2.4321" in text and "predicted 2.2500" in text and "the run has ended: finished" in text
+    assert "heading for" not in text and "continue" not in text
+
+
+def test_a_diverged_run_is_not_shown_to_end_where_its_prediction_does() -> None:
+    run = RUNS["gpt-71k-lr-x30"]["detail"] | {"predicted_final": {"p05": 2.0, "p50": 2.118, "p95": 2.2}}
+    far = {"p05": 3.6, "p50": 3.7111, "p95": 3.8}
+    for final, shown in ((far, "3.7111"), (None, "\N{EN DASH}")):
+        advice = {"action": "roll_back", "p_miss": None, "evidence": [], "final_loss": final}
+        row = next(line for line in runs_frame([run | {"advice": advice}]) if "gpt-71k-lr-x30" in line)
+        assert shown in row and "2.1180" not in row
+
+
 def test_the_advice_is_told_whole_and_other_parts_give_way() -> None:
     """The runbooks send people here to read which data to skip."""
     held = RUNS["gpt-71k-lr-x30"]

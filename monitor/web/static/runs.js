@@ -79,6 +79,8 @@ export async function open(host, context) {
   function row(r, ago) {
     const done = progress(r);
     const [what, why] = advice(r.advice);
+    const gone = r.state === "diverged" || r.state === "non_finite";
+    const end = r.advice?.final_loss ?? (gone ? null : r.predicted_final);
     return el("tr", { "data-run": r.run },
       el("td", { "data-label": "State" }, badge(r), r.muted ? el("small", { class: "warn mute" }, mutedWords(r.muted)) : null),
       el("td", { "data-label": "Run", class: "name" }, link(runAddress(r.run, context.state), {}, r.run), r.team ? el("small", { class: "muted", title: r.team }, r.team) : null,
@@ -89,8 +91,8 @@ export async function open(host, context) {
       el("td", { class: "wide" }, spark(r)),
       el("td", { "data-label": "Loss", class: "num" }, format.loss(r.loss),
         r.expected === null || r.expected === undefined ? null : el("small", { class: "muted" }, `expected ${format.loss(api.number(r.expected))}`)),
-      el("td", { "data-label": "Predicted end", class: "num" }, format.loss(r.predicted_final?.p50),
-        r.predicted_final ? el("small", { class: "muted" }, interval(r.predicted_final)) : null),
+      el("td", { "data-label": "Predicted end", class: "num" }, format.loss(r.phase === "ended" ? r.loss : end?.p50),
+        r.phase === "ended" ? el("small", { class: "muted" }, "ended at") : end ? el("small", { class: "muted" }, interval(end)) : null),
       el("td", { "data-label": "Advice" }, r.phase === "ended" ? el("span", { class: "muted ending", title: r.end_reason }, r.end_reason ?? "ended") : what,
         r.phase !== "ended" && why ? el("small", { class: "muted" }, why) : null),
       el("td", { "data-label": "Last step", class: "num" }, ago,
