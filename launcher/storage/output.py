@@ -214,6 +214,9 @@ def described(error: BaseException) -> dict[str, Any]:
 class EndedAtOnce(SystemExit):
     """A job that SIGTERM ends: by `losscast stop`, or by whoever ended its Ray."""
 
+    was_asked = False
+    """SIGTERM came. Ray raises a SystemExit of its own in place of ours where its C++ waits."""
+
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
@@ -226,6 +229,7 @@ def end_when_asked() -> None:
     of it each time. To be called after `ray.init`, which installs that, and in the main thread."""
 
     def asked(number: int, frame: Any) -> None:
+        EndedAtOnce.was_asked = True
         raise EndedAtOnce
 
     signal.signal(signal.SIGTERM, asked)
@@ -233,7 +237,9 @@ def end_when_asked() -> None:
 
 def _told(error: BaseException) -> str:
     """An error as the log shows it: what is a person's to mend in one line, anything else with its trace."""
-    if getattr(error, "exit_status", None) is not None or isinstance(error, EndedAtOnce):
+    if EndedAtOnce.was_asked and isinstance(error, SystemExit):
+        return f"losscast: {EndedAtOnce()}\n"
+    if getattr(error, "exit_status", None) is not None:
         return f"losscast: {error}\n"
     if not isinstance(error, Exception):
         return f"losscast: ended: {type(error).__name__}\n"

@@ -92,6 +92,13 @@ def test_a_job_that_is_ended_by_a_person_says_so_and_no_stack(tmp_path: Path) ->
     assert (tmp_path / "output" / "a-1.log").read_text() == f"losscast: {said}\n"
     end = json.loads((tmp_path / "output" / "a-1.end.json").read_text())
     assert end["message"] == said and end["status"] is None
+    ray = code.replace(
+        "    end_when_asked(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n",
+        "    end_when_asked()\n    try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "    except SystemExit: raise SystemExit(1)  # as Ray does where its C++ waits\n",
+    ).replace("a-1", "a-2")
+    assert child(ray, str(tmp_path)).returncode == 1
+    assert (tmp_path / "output" / "a-2.log").read_text() == f"losscast: {said}\n"
 
 
 def test_what_the_driver_saw_of_a_failure_is_bounded(tmp_path: Path) -> None:
