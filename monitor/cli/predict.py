@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from monitor.cli.fit import told_of_folder
     from monitor.errors import WrongInput
     from monitor.forecast.prediction import predict
-    from monitor.forecast.presets import named
+    from monitor.forecast.presets import NO_ERRORS, named
 
     target = {
         "params": args.params,
@@ -84,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {args.out} ({made.digest[:15]}...)", file=sys.stderr)
     if not body["in_range"]:
         print(f"warning: {outside(law, body)}", file=sys.stderr)
+    if untrained := above_untrained(law, body):
+        print(f"warning: {untrained}", file=sys.stderr)
     if law.conventions.get("tokens", "").startswith("optimizer steps"):
         print(f"warning: the law's tokens are {law.conventions['tokens']}", file=sys.stderr)
     if isinstance(body["schedule"], dict) and not body["schedule"]["honoured"]:
@@ -106,8 +109,26 @@ def run(args: argparse.Namespace) -> int:
             print(f"{m['name']} {m['p50']:.4f} ({m['p05']:.4f} to {m['p95']:.4f}, 90% of the time)")
             return 0
         middle, low, high = (figure(v) for v in (final.p50, final.p05, final.p95))
-        print(f"{middle} ({low} to {high}, 90% of the time)")
+        sure = "drift alone" if law.why.startswith(NO_ERRORS) else "90% of the time"
+        print(f"{middle} ({low} to {high}, {sure})")
     return 0
+
+
+MOST_VOCABULARY = 262_144
+"""Entries of the largest vocabularies in use."""
+
+
+def above_untrained(law: "Law", body: dict[str, Any]) -> str:
+    """Words for a loss that is more than a model has before it is trained, the logarithm of its vocabulary; else empty."""
+    known = law.conventions.get("vocabulary")
+    words = int(known) if known else MOST_VOCABULARY
+    loss = body["final_loss"]["p50"]
+    if law.task or loss <= math.log(words):
+        return ""
+    return (
+        f"a loss of {figure(loss)} is more than an untrained model has (ln {words:,} = {math.log(words):.1f}): "
+        "so far outside its runs the law says nothing"
+    )
 
 
 def figure(loss: float) -> str:

@@ -8,7 +8,9 @@
                size and at batches well below the critical one; the law of `C_min`, not that of `C` (exponent 0.057)
 
 All on their authors' own text and tokenizers: a loss predicted from one holds for no other text. Intervals
-come from the printed standard errors, taken as independent, which makes them too wide for the sum.
+come from the printed standard errors, taken as independent, which makes them too wide for the sum. Ranges are those of
+the papers' own runs, where they say them (Hoffmann et al.: 70M to 16B parameters on 5B to 500B tokens; Kaplan et al.: 22M to 23B tokens; Besiroglu et al.: the runs they
+kept of those they read off).
 """
 
 import math
@@ -20,18 +22,21 @@ from monitor.errors import WrongInput
 from monitor.forecast.law import PARAMETERS, Law, Member, log_loss
 
 _PF_DAY = 8.64e19
+NO_ERRORS = "published without standard errors"
+"""How the reason begins that such a law gives for its interval."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "hoffmann": {
         "form": "chinchilla",
         "values": (1.69, 406.4, 410.7, 0.34, 0.28),
         "errors": None,
-        "range": {"params": (7e7, 1.6e10), "flops": (6e18, 3e21)},
+        "range": {"params": (7e7, 1.6e10), "tokens": (5e9, 5e11), "flops": (6e18, 3e21)},
         "conventions": {
             "params": "embeddings included",
             "loss": "nats per token",
             "data": "MassiveText",
             "tokenizer": "SentencePiece, 32k",
+            "vocabulary": "32000",
             "source": "Hoffmann et al. 2022, arXiv:2203.15556, eq. 10, as printed",
         },
     },
@@ -39,12 +44,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "form": "chinchilla",
         "values": (1.6934, 406.4, 410.7, 0.3392, 0.2849),
         "errors": None,
-        "range": {"params": (7e7, 1.6e10), "flops": (6e18, 3e21)},
+        "range": {"params": (7e7, 1.6e10), "tokens": (5e9, 5e11), "flops": (6e18, 3e21)},
         "conventions": {
             "params": "embeddings included",
             "loss": "nats per token",
             "data": "MassiveText",
             "tokenizer": "SentencePiece, 32k",
+            "vocabulary": "32000",
             "source": "Hoffmann et al. 2022, arXiv:2203.15556, digits of its TeX source from Besiroglu et al. 2024, arXiv:2404.10102",
         },
     },
@@ -52,12 +58,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "form": "chinchilla",
         "values": (1.8172, 482.01, 2085.43, 0.3478, 0.3658),
         "errors": (0.03, 124.58, 1293.23, 0.02, 0.02),
-        "range": {"params": (5.7e7, 1.6e10), "flops": (1.4e18, 1.3e22)},
+        "range": {"params": (5.7e7, 1.6e10), "tokens": (8.2e8, 3.2e11), "flops": (1.4e18, 1.3e22)},
         "conventions": {
             "params": "embeddings included",
             "loss": "nats per token",
             "data": "MassiveText, read off a figure",
             "tokenizer": "SentencePiece, 32k",
+            "vocabulary": "32000",
             "source": "Besiroglu et al. 2024, arXiv:2404.10102",
         },
     },
@@ -65,12 +72,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "form": "frontier",
         "values": (0.0, (3.1e8 * _PF_DAY) ** 0.050, 0.050),
         "errors": None,
-        "range": {"params": (8e2, 1.5e9), "flops": (1e12, 1e20)},
+        "range": {"params": (8e2, 1.5e9), "tokens": (2.2e7, 2.3e10), "flops": (1e12, 1e20)},
         "conventions": {
             "params": "embeddings not counted",
             "loss": "nats per token",
             "data": "WebText2",
             "tokenizer": "GPT-2 BPE, 50k",
+            "vocabulary": "50257",
             "source": "Kaplan et al. 2020, arXiv:2001.08361, eq. 1.3",
         },
     },
@@ -98,13 +106,17 @@ def preset(name: str) -> Law:
         draws[:, 1] = values[1] * middle["params"] ** (draws[:, 3] - values[3])
         draws[:, 2] = values[2] * middle["tokens"] ** (draws[:, 4] - values[4])
     names = PARAMETERS[entry["form"]]
-    low, high = ({k: float(v[i]) for k, v in entry["range"].items()} for i in (0, 1))
-    runs: dict[str, list[Any]] = {"run": ["smallest", "largest"], "loss": []}
-    runs |= {k: [low[k], high[k]] for k in ("params", "flops")}
-    runs["tokens"] = [end["flops"] / 6 / end["params"] for end in (low, high)]
-    at = [np.array(runs[k]) for k in ("params", "tokens", "flops")]
+    # corners of what was trained, each with the compute of its size and tokens: the least of it, and the most
+    runs: dict[str, list[Any]] = {"run": [], "params": [], "tokens": [], "flops": [], "loss": []}
+    for end, i in (("least", 0), ("most", 1)):
+        params, tokens, flops = (float(entry["range"][k][i]) for k in ("params", "tokens", "flops"))
+        runs["run"] += [f"{end} parameters", f"{end} tokens"]
+        runs["params"] += [params, flops / 6 / tokens]
+        runs["tokens"] += [flops / 6 / params, tokens]
+        runs["flops"] += [flops, flops]
+    at = [np.array(runs[k], dtype=float) for k in ("params", "tokens", "flops")]
     runs["loss"] = np.exp(log_loss(entry["form"], values[None], *at)[0]).tolist()
-    why = "" if errors is not None else "published without standard errors: the interval shows drift alone"
+    why = "" if errors is not None else f"{NO_ERRORS}: the interval shows drift alone"
     return Law(
         name,
         (Member(entry["form"], 1.0, tuple(values.tolist()), draws),),

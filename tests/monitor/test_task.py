@@ -108,6 +108,26 @@ def test_a_published_law_gives_its_authors_figure(
     ).p50 == pytest.approx(q.p50, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["hoffmann", "hoffmann_tex", "epoch"])
+def test_a_published_law_covers_what_its_authors_trained_and_no_more(name: str) -> None:
+    published = preset(name)
+    assert published.covers(1e9, 1e11, 6e20) and published.covers(1.6e10, 2e10, 6 * 1.6e10 * 2e10)
+    assert not published.covers(1e9, 1e12, 6e21) and not published.covers(1e9, 1e8, 6e17)
+
+
+def test_what_a_published_law_is_sure_of_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher.cli import main
+
+    assert main(["predict", "hoffmann", "--params", "1e9", "--tokens", "4e11"]) == 0
+    told = capsys.readouterr()
+    assert "drift alone)" in told.out and "90% of the time" not in told.out
+    assert "tokens, fitted" not in told.err and "untrained" not in told.err
+    assert main(["predict", "epoch", "--params", "1e9", "--tokens", "2e10"]) == 0
+    assert "90% of the time" in capsys.readouterr().out
+    assert main(["predict", "hoffmann", "--params", "1e3", "--tokens", "1e4"]) == 0
+    assert "more than an untrained model has (ln 32,000 = 10.4)" in capsys.readouterr().err
+
+
 def test_an_unknown_published_law_names_those_there_are() -> None:
     with pytest.raises(WrongInput, match=", ".join(PRESETS)):
         preset("chinchila")
