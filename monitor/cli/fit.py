@@ -165,8 +165,14 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         print(f"note: {law.conventions['schedule']}", file=sys.stderr)
     if not law.identifiable:
         print(f"not identifiable: {law.why}", file=sys.stderr)
+    found = found_by_predict(law)
+    if found is not None and found[1] < EXPLAINS:
+        print(f"warning: {explains_little(args, law, *found)}", file=sys.stderr)
     if args.json:
-        print(json.dumps(answer(law), allow_nan=False))
+        said = {"rmse_predicted": None, "explained": None}
+        if found is not None:
+            said = {"rmse_predicted": found[0], "explained": found[1]}
+        print(json.dumps({**answer(law), **said}, allow_nan=False))
     else:
         print(law.fit["best_form"])
         for name, value in law.parameters.items():
@@ -179,8 +185,51 @@ def finish(args: argparse.Namespace, law: "Law") -> int:
         )
         plural = "s" if count != 1 else ""
         what = " in -ln(pass rate)" if (law.task or {}).get("metric") == "pass_rate" else ""
-        print(f"{count} run{plural}, rmse {law.fit['rmse']:.4g}{what}, {law.fit['seconds'] * 1e3:.0f} ms")
+        rmse = f"rmse {law.fit['rmse']:.4g}{what}"
+        if found is not None:
+            rmse = f"rmse {found[0]:.4g}, that of what predict returns"
+            if f"{found[0]:.2g}" != f"{law.fit['rmse']:.2g}":
+                rmse += f" ({law.fit['rmse']:.4g} of the form above alone)"
+        print(f"{count} run{plural}, {rmse}, {law.fit['seconds'] * 1e3:.0f} ms")
     return 0
+
+
+EXPLAINS = 0.5
+"""Share of the losses' variance under which a law says little of its own runs."""
+MOST_ASKED = 500
+"""Runs whose loss is predicted again to tell the law's error; of more, as many drawn from them."""
+
+
+def found_by_predict(law: "Law") -> tuple[float, float] | None:
+    """Root mean square error of what `predict` returns for the law's own runs, nats per token, and the share of their
+    losses' variance that it explains. None for a law of curves or of a task, and of fewer than three runs."""
+    import numpy as np
+
+    runs = law.runs
+    if law.form == "curve" or (law.task or {}).get("metric") == "pass_rate" or len(runs["run"]) < 3:
+        return None
+    chosen = np.random.default_rng(0).permutation(len(runs["run"]))[:MOST_ASKED].tolist()
+    loss = np.array([runs["loss"][i] for i in chosen], dtype=float)
+    told = np.array([law.predict(*(runs[k][i] for k in ("params", "tokens", "flops"))).p50 for i in chosen])
+    squares, spread = float(np.mean((told - loss) ** 2)), float(np.var(loss))
+    return squares**0.5, 1.0 - squares / spread if spread > 0 else 1.0
+
+
+def explains_little(args: argparse.Namespace, law: "Law", rmse: float, explained: float) -> str:
+    """What to say of a law that misses its own runs by about as much as they differ, with the columns that may tell why."""
+    from monitor.forecast.table import read_table
+
+    table, kinds = read_table(args.points), []
+    for own in table.columns:
+        values = sorted(set(table.texts(own)))
+        if 2 <= len(values) <= 8:
+            kinds.append(f"{own}={values[0]}")
+    share = f"{max(0.0, explained):.0%} of how far their losses differ"
+    which = f", such as {', '.join(kinds[:5])}" if kinds else ""
+    return (
+        f"the law explains {share} (rmse {rmse:.2g}): these may be runs of several kinds, or none that have finished; "
+        f"keep one kind with --where COLUMN=VALUE{which}"
+    )
 
 
 def told_of_folder(out: str, write: Callable[[str], None]) -> None:

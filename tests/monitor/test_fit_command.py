@@ -1,13 +1,14 @@
 """`fit` and `predict` as a stranger meets them: odd files are read or refused in words, and a law says what it rests on."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from monitor.errors import WrongInput
-from monitor.forecast.law import digest_of
+from monitor.forecast.law import Law, digest_of
 from tests.monitor.law_commands import run
 
 SIZES = np.geomspace(1e6, 1e8, 5).repeat(3)
@@ -148,3 +149,36 @@ def test_no_curve_starts_above_what_an_untrained_model_loses(
     assert run("predict", str(tmp_path / "law.json"), *target) == 0
     first = json.loads(capsys.readouterr().out)["curve"]["p50"][0]
     assert first <= float(curve("r", 1e6, 400, 0.0)[0].split(",")[2]) * (1 + 1e-6)
+
+
+def test_the_error_that_is_told_is_that_of_what_predict_returns(
+    points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", str(points), "--json", "-o", str(tmp_path / "l.json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    law = Law.read(tmp_path / "l.json")
+    runs = law.runs
+    off = [
+        law.predict(n, d, c).p50 - x
+        for n, d, c, x in zip(runs["params"], runs["tokens"], runs["flops"], runs["loss"], strict=True)
+    ]
+    assert told["rmse_predicted"] == pytest.approx((sum(e * e for e in off) / len(off)) ** 0.5)
+    assert told["explained"] > 0.9
+    assert run("fit", str(points)) == 0
+    said = capsys.readouterr()
+    assert "that of what predict returns" in said.out and "explains" not in said.err
+
+
+def test_a_law_that_explains_nothing_says_so_and_what_to_keep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(2)
+    rows = [
+        f"r{i},{10 ** rng.uniform(6, 8):.0f},{10 ** rng.uniform(8, 10):.0f},{rng.uniform(2, 6):.4f},{('base', 'tuned')[i % 2]}"
+        for i in range(40)
+    ]
+    path = tmp_path / "p.csv"
+    path.write_text("run,params,tokens,loss,hparams\n" + "\n".join(rows) + "\n")
+    assert run("fit", str(path)) == 0
+    said = capsys.readouterr().err
+    assert "the law explains" in said and "--where COLUMN=VALUE, such as hparams=base" in said
