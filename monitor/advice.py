@@ -199,7 +199,13 @@ def _back(
     """What to do about a divergence: the action, the checkpoint to go back to, the batches to skip, and the words."""
     what = "not finite" if worst.alert == "LossNonFinite" else "off its line for good"
     unseen = max(0, int(outlook.get("every", 1.0)) - 1)  # steps a sparse log does not show
-    onset = min([worst.since_step - unseen, *(c.step for c in causes if c.step is not None)])
+    earlier = min((c for c in causes if c.step is not None), key=lambda c: c.step, default=None)
+    onset, since = worst.since_step - unseen, f"step {worst.since_step}"
+    if earlier is not None and earlier.step < onset:
+        onset = earlier.step
+        since += f" ({earlier.name.replace('_', ' ')} since step {onset})"
+    elif unseen:
+        since += f" (or from step {onset} on: the log shows one in {unseen + 1})"
     first_call = off.step if off is not None else worst.step
     skip = (onset, max(onset, first_call if worst.alert == "LossDiverged" else worst.step))
     back = max((at for at in checkpoints if at < onset), default=None)
@@ -209,10 +215,10 @@ def _back(
         else "no checkpoint from before it is known: go back to one"
     )
     if any(cause.name == "learning_rate" for cause in causes):  # the rate broke it, not the data
-        return "lower_lr", back, None, f"{what} since step {onset}: {where} and lower the learning rate"
+        return "lower_lr", back, None, f"{what} since {since}: {where} and lower the learning rate"
     return (
         "roll_back",
         back,
         skip,
-        f"{what} since step {onset}: {where} and skip the data of steps {skip[0]} to {skip[1]}",
+        f"{what} since {since}: {where} and skip the data of steps {skip[0]} to {skip[1]}",
     )

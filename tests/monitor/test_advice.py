@@ -8,7 +8,7 @@ import pytest
 
 from monitor.advice import advise, final_loss, probability_of_missing
 from monitor.replay import Watch, replay
-from monitor.verdict import Alert, Sample
+from monitor.verdict import Alert, Cause, Sample
 
 STEPS, HALF = 3000, 0.05
 
@@ -189,6 +189,25 @@ def test_no_open_alert_is_passed_over_in_the_evidence(name: str) -> None:
     here = {"step": 500.0, "share": 0.5, "gap_samples": 0.0, "gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
     said = advise(here, (Alert(name, "warning", 480, 431, 3.0, 2.9),), None)
     assert any(name in e and "431" in e for e in said.evidence)
+
+
+@pytest.mark.parametrize(
+    ("every", "causes", "says"),
+    [
+        (1.0, (), "since step 431: "),
+        (100.0, (), "since step 431 (or from step 332 on: the log shows one in 100): "),
+        (
+            1.0,
+            (Cause("gradient_norm", "9.0 times its level", 420),),
+            "since step 431 (gradient norm since step 420): ",
+        ),
+    ],
+)
+def test_one_onset_is_told_or_why_there_are_two(every: float, causes: tuple[Cause, ...], says: str) -> None:
+    here = {"step": 500.0, "share": 0.5, "gap_samples": 0.0, "gap": 0.0, "band_sd": 1.0, "gap_sd": 0.0}
+    diverged = (Alert("LossDiverged", "critical", 480, 431, 3.0, 2.9),)
+    said = advise(here | {"every": every}, diverged, None, causes=causes)
+    assert f"off its line for good {says}" in said.evidence[0]
 
 
 def test_a_learning_rate_that_broke_the_run_is_to_be_lowered_and_no_data_skipped() -> None:
