@@ -1,6 +1,7 @@
 """`losscast import FILE`: a run that was trained elsewhere, sent to a monitor, which judges it like any other."""
 
 import argparse
+import math
 import os
 import sys
 from typing import Any
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from monitor.cli.replay import count
     from monitor.errors import WrongInput, some
     from monitor.schema import is_run_id
     from monitor.service.importing import read, run_id
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise WrongInput(f"--map {given}: need FIELD=COLUMN, such as loss=train/ce")
         chosen[name] = column
+    if args.target_loss is not None and not 0 < args.target_loss < math.inf:
+        raise WrongInput(f"--target-loss {args.target_loss:g}: need a number above 0, nats per token")
     path = Path(args.file)
     name = args.run or run_id(
         args.only or (path.resolve().name if path.is_dir() else path.name.split(".")[0])
@@ -83,9 +87,12 @@ def run(args: argparse.Namespace) -> int:
     if found.unused:
         print(f"not used: {some(found.unused, 12)}", file=sys.stderr)
     if found.without_loss or found.repeated:
-        print(f"{found.without_loss} rows without a loss, {found.repeated} repeated steps", file=sys.stderr)
+        rows, steps = count(found.without_loss, "row"), count(found.repeated, "repeated step")
+        print(f"{rows} without a loss, passed over; {steps}", file=sys.stderr)
     what = "would be sent" if args.dry_run else f"sent, {said['duplicates']} of them known already"
-    print(f"{name}: {len(found.samples)} samples, steps {said['first_step']} to {said['last_step']}, {what}")
+    print(
+        f"{name}: {count(len(found.samples), 'sample')}, steps {said['first_step']} to {said['last_step']}, {what}"
+    )
     if not args.dry_run:
         print(f"look at it: {url}/?run={name}", file=sys.stderr)
     return 0

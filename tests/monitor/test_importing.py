@@ -170,3 +170,15 @@ def test_what_is_exported_for_tensorboard_comes_back_as_it_was(tmp_path: Path) -
     assert main(["monitor", "export", "a", "--store", str(tmp_path / "store"), "-o", out]) == 2, (
         "it would be shown twice"
     )
+
+
+@pytest.mark.parametrize("target", ["nan", "-1", "0"])
+def test_a_target_that_is_no_loss_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    path = wrote(tmp_path / "a.csv", "step,loss\n1,2.5\n2,\n")
+    assert main(["import", str(path), "--dry-run", "--target-loss", target]) == 2
+    assert "--target-loss" in capsys.readouterr().err
+    assert main(["import", str(path), "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert "1 row without a loss" in told.err and "a: 1 sample, steps" in told.out

@@ -66,8 +66,8 @@ export function interval(q) {
   return q ? `${format.loss(q.p05)} to ${format.loss(q.p95)}` : "";
 }
 
-/** A run that is told to roll back has its end told as if it had. */
-export const then = (a) => (a.action === "roll_back" && a.p_miss < 1 ? "then " : "");
+/** A run that is told to roll back has its end told as it stands, not as if it had. */
+export const then = (a) => (a.action === "roll_back" ? "left as it is " : "");
 
 /** The advice in two words, and what speaks for it in a few more. */
 export function advice(a) {
