@@ -185,7 +185,7 @@ def _beside(watch: Watch, rows: Sequence[Sample], used: int, by_tokens: bool) ->
     elif not used and control is not None:
         if control.rest.count <= LEAST_PAIRS:
             why = f"it takes more than {LEAST_PAIRS} samples in common to know whether its noise is the run's"
-            if control.shares_noise(watch.raw.calm_sd, KNOWN):
+            if watch.line is None and control.shares_noise(watch.raw.calm_sd, KNOWN):
                 why += "; a sudden drop is held against it all the same"
         elif not control.shares_noise(watch.raw.calm_sd, LEAST_PAIRS):
             why = "its noise is not the run's: other batches, another model, or another log"
