@@ -68,7 +68,10 @@ class Drop(Held):
                 self.raw.restart()
                 if self.control is not None:
                     rest = self.control.rest
-                    rest.restart(*((self._drop_from, rest.count) if gap is rest else ()))
+                    if gap is rest:
+                        rest.restart(self._drop_from, rest.count)
+                    else:
+                        rest.restart()
                     self.control.cusum.clear()
                 self.gap.restart()
                 self.past.forget(self._drop_since)  # what lay below was not its way

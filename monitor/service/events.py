@@ -23,7 +23,7 @@ EXAMPLE = (
 )
 
 
-def _event(name: str, words: str, required: tuple[str, ...] = (), **fields: Json) -> Json:
+def _event(name: str, words: str, *required: str, **fields: Json) -> Json:
     return {
         "type": "object", "description": words, "properties": {"event": {"const": name}, **NAMED, **fields},
         "required": ["event", "run", "attempt", *required],
@@ -43,7 +43,7 @@ EVENTS: dict[str, Json] = {
         **_numbers("target_loss", "total_tokens", "price_per_hour"),
     ),
     "sample": _event(
-        "sample", "One optimizer step. Fields beyond these are kept.", ("seq", "step", "loss"),
+        "sample", "One optimizer step. Fields beyond these are kept.", "seq", "step", "loss",
         seq={**COUNT, "description": "Counts this attempt's samples; what is sent again under one seq counts once."},
         step=COUNT, loss={**NUMBER, "description": "Nats per token."},
         **_numbers("tokens", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "spread"),
