@@ -180,6 +180,7 @@ def test_a_monitor_that_is_away_costs_a_run_nothing_and_misses_nothing(
         service.kill()
 
 
+@LONG
 def test_a_head_that_is_lost_frees_the_run_says_so_and_another_goes_on(home: Path, tmp_path: Path) -> None:
     spec = spec_of(home, "headless", steps=FOR_EVER)
     with cluster(tmp_path / "first") as first:
