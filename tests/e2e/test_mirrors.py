@@ -125,4 +125,8 @@ def test_a_run_that_is_not_there_makes_nothing_anywhere(service: Service, tmp_pa
         cwd=tmp_path, capture_output=True, text=True, timeout=60,
         env={**os.environ, "LOSSCAST_TOKEN": service.token, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
-    assert done.returncode == 2 and "has no runs/other" in done.stderr and not list(tmp_path.iterdir())
+    assert (
+        done.returncode == 2
+        and "no run other; `losscast runs` lists them" in done.stderr
+        and not list(tmp_path.iterdir())
+    )
