@@ -148,9 +148,9 @@ def standby_ready(head: local_ray.Head) -> bool:
     for pid in local_ray.descendants(head.pid):
         with contextlib.suppress(OSError):
             if b"aside" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                ticks = [cpu_ticks(pid)]
+                before = cpu_ticks(pid)
                 time.sleep(1.0)
-                return cpu_ticks(pid) == ticks[0]
+                return cpu_ticks(pid) == before
     return False
 
 

@@ -66,9 +66,14 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def absent_data(spec: Any) -> list[dict[str, Any]]:
-    """A warning where a run of this machine names a folder of data that is not here: `submit` would refuse it."""
+    """A warning where a gpt of this machine names a folder of data that is not here: `submit` would refuse it."""
     path = spec.data.path if spec.data is not None else "stdlib"
-    if spec.cluster.to != "local" or path in ("stdlib", "digits") or path.startswith("az://"):
+    if (
+        spec.cluster.to != "local"
+        or spec.workload.kind != "gpt"
+        or path in ("stdlib", "digits")
+        or path.startswith("az://")
+    ):
         return []
     if Path(path).expanduser().exists():
         return []

@@ -106,13 +106,9 @@ def open_tokens(folder: Path) -> Tokens:
     """The corpus in a prepared folder. Raises WrongInput where it is none."""
     if not (folder / "meta.json").is_file():
         found = next((p for p in sorted(folder.iterdir()) if p.is_file()), None) if folder.is_dir() else None
-        lacks = (
-            "it is a file"
-            if folder.is_file()
-            else "there is no such folder"
-            if not folder.is_dir()
-            else "it has no meta.json"
-        )
+        lacks = "it has no meta.json" if folder.is_dir() else "there is no such folder"
+        if folder.is_file():
+            lacks = "it is a file"
         such = (
             f"{folder} -o tokens` makes one of such files as its {found.name}"
             if found

@@ -29,7 +29,6 @@ from launcher.runspec.doubts import doubtful, not_yet
 from launcher.runspec.gpus import gpu_named
 from launcher.runspec.model import Gpt, RunSpec
 from launcher.runspec.problem import Problem
-from launcher.runspec.workload import saves_itself
 from launcher.training.ds_config import deepspeed_config
 from launcher.training.memory import checkpoint_bytes, rank_memory
 from launcher.training.pacer import twin_of
@@ -100,7 +99,7 @@ def warnings(spec: RunSpec) -> list[Problem]:
     """`launcher.runspec.doubts`, and what only an estimate can tell."""
     found = [*doubtful(spec), *not_yet(spec), *_pacing(spec)]
     time, failure = hours(spec), failure_hours(spec)
-    if time and failure and not saves_itself(spec.workload):
+    if time and failure and not spec.workload.is_script:
         every = spec.checkpoints.every_steps / spec.total_steps * time.low
         if every > failure.low and spec.checkpoints.every_steps < spec.total_steps:
             better = max(1, int(spec.total_steps * failure.low / time.low / 10))
@@ -245,7 +244,7 @@ def make_plan(spec: RunSpec) -> dict[str, Any]:
         "checkpoint": {
             "bytes": checkpoint_bytes(spec),
             "count": None
-            if saves_itself(spec.workload)
+            if spec.workload.is_script
             else -(-spec.total_steps // spec.checkpoints.every_steps),
             "kept_bytes": (checkpoint_bytes(spec) or 0) * spec.checkpoints.keep or None,
             "url": spec.checkpoints.url,

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 from launcher.runspec.accounting import parameter_count
 from launcher.runspec.checks import LOOPBACK
-from launcher.runspec.model import Entrypoint, Gpt, RunSpec
+from launcher.runspec.model import Gpt, RunSpec
 from launcher.runspec.problem import Problem
-from launcher.runspec.workload import saves_itself
 
 
 def doubtful(spec: RunSpec) -> list[Problem]:
@@ -58,7 +57,7 @@ def _steps(spec: RunSpec) -> Iterator[Problem]:
             f"{train.tokens} tokens are less than one batch of {train.batch_tokens}: the run is a single step. "
             "Counts are whole tokens: 2.5 billion is 2.5e9.",
         )
-    elif spec.checkpoints.every_steps > steps and not saves_itself(spec.workload):
+    elif spec.checkpoints.every_steps > steps and not spec.workload.is_script:
         yield Problem(
             ("checkpoints.every_steps", "train.tokens"),
             f"the run ends at step {steps}, before its first checkpoint at {spec.checkpoints.every_steps}; "
@@ -131,11 +130,7 @@ def not_yet(spec: RunSpec) -> list[Problem]:
 def refused(spec: RunSpec) -> list[Problem]:
     """What can be planned, and what `submit` refuses in this version."""
     found = []
-    if (
-        isinstance(spec.workload, Entrypoint)
-        and spec.workload.is_script
-        and spec.policy.on_divergence == "rollback"
-    ):
+    if spec.workload.is_script and spec.policy.on_divergence == "rollback":
         found.append(
             Problem(
                 ("policy.on_divergence", "workload.entrypoint"),

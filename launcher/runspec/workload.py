@@ -31,6 +31,11 @@ class Gpt(Part):
     patch: Annotated[Literal[1, 2, 4], BeforeValidator(no_flag)] | None = None
     """Side of an image's patches, in pixels: the decoder reads an image (data.path: digits) before its text."""
 
+    @property
+    def is_script(self) -> bool:
+        """Never: losscast's own loop trains it."""
+        return False
+
 
 class Entrypoint(Part):
     """The user's own training: a function or a script, called once on every rank. See `launcher.training.userrun`."""
@@ -50,13 +55,8 @@ class Entrypoint(Part):
 
     @property
     def is_script(self) -> bool:
-        """A script, not a function."""
+        """A script, not a function. Its checkpoints are those it saves: checkpoints.every_steps says nothing of them."""
         return self.entrypoint.endswith(".py")
-
-
-def saves_itself(workload: Any) -> bool:
-    """A script's checkpoints are those it saves, when it saves them: checkpoints.every_steps says nothing of it."""
-    return isinstance(workload, Entrypoint) and workload.is_script
 
 
 def which_workload(value: Any) -> str:
