@@ -153,6 +153,16 @@ def hand_in(
     print(summary(plan), file=sys.stderr)
     for warning in plan["warnings"]:
         print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
+    if (
+        spec.cluster.to != "kuberay"
+        and spec.monitor is not None
+        and not os.environ.get(spec.monitor.token_env)
+    ):
+        print(
+            f"warning: monitor.token_env: {spec.monitor.token_env} is not set here. Unless the cluster's hosts have it, what the run "
+            f"reports waits on their disks. A token: losscast monitor token create --store DIR --scope ingest:{spec.name}",
+            file=sys.stderr,
+        )
     if getattr(args, "dry_run", False):
         if args.json:
             from monitor.schema import spell

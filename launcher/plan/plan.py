@@ -252,6 +252,9 @@ def make_plan(spec: RunSpec) -> dict[str, Any]:
         "prediction": None,
         "optimal": None,
         "pacer": planned_pacer(spec),
+        "monitor": None
+        if spec.monitor is None
+        else {"url": spec.monitor.url, "token_env": spec.monitor.token_env},
         "job": planned_job(spec),
         "manifests": planned_manifests(spec),
         "warnings": [{"keys": list(p.keys), "message": p.message} for p in warnings(spec)],

@@ -46,7 +46,8 @@ def _manifests(objects: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-SHORT = ("loss", "optimal", "parameters", "tokens", "ranks", "hours", "$", "failures", "checkpoints", "pacer")
+SHORT = ("loss", "optimal", "parameters", "tokens", "ranks", "hours", "$", "failures", "checkpoints", "pacer",
+         "monitor")  # fmt: skip
 
 
 def summary(plan: dict[str, Any]) -> str:
@@ -83,6 +84,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ("failures", _failures(plan)),
         ("checkpoints", _checkpoints(checkpoint)),
         ("pacer", _pacer(plan)),
+        ("monitor", _monitor(plan["monitor"])),
     ]
 
 
@@ -152,6 +154,12 @@ def _span(span: dict[str, float], form: str) -> str:
 def _failures(plan: dict[str, Any]) -> str:
     span = plan["hours_to_failure"]
     return f"one in {_span(span, '.3g')} hours expected" if span else ""
+
+
+def _monitor(monitor: dict[str, Any] | None) -> str:
+    if monitor is None:
+        return "none: no loss is held against its prediction. Name one: monitor: {url: http://HOST:8700}"
+    return monitor["url"]
 
 
 def _pacer(plan: dict[str, Any]) -> str:

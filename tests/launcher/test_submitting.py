@@ -146,6 +146,25 @@ def test_dry_run_shows_the_plan_and_touches_nothing(
     assert "20 steps" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
+def test_who_will_watch_is_said_and_a_token_that_is_not_there_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOSSCAST_TOKEN", raising=False)
+    run = spec_file(tmp_path)
+    assert main(["submit", run, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "monitor      none" in said and "LOSSCAST_TOKEN" not in said
+    with open(run, "a") as file:
+        file.write("monitor: {url: 'http://watch.lab:8700'}\n")
+    assert main(["submit", run, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "monitor      http://watch.lab:8700" in said
+    assert "LOSSCAST_TOKEN is not set here" in said and "ingest:" in said
+    monkeypatch.setenv("LOSSCAST_TOKEN", "it is")
+    assert main(["submit", run, "--dry-run"]) == 0
+    assert "LOSSCAST_TOKEN" not in capsys.readouterr().err
+
+
 def test_another_place_is_asked_instead_of_the_specs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
