@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from monitor.forecast.law import Law
 
+LARGE = 500
+"""Runs from which a fit takes so long that it says so first."""
+
 
 def register(sub: argparse._SubParsersAction) -> None:
     """Add the command."""
@@ -91,8 +94,11 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         curves = read_curves(args.curves, batch_tokens=args.batch_tokens) if args.curves else None
+        points = read_points(args.points, columns, where)
+        if len(points.run) > LARGE:
+            print(f"fitting {len(points.run):,} runs, which takes a while", file=sys.stderr)
         law = fit(
-            read_points(args.points, columns, where),
+            points,
             args.form,
             curves=curves,
             include=args.include,
