@@ -52,7 +52,7 @@ function adviceCard(run, act) {
   if (!a) return el("section", { class: "card note" }, el("h2", {}, "Advice"), el("p", { class: "muted" }, "None yet."));
   if (run.phase === "ended" && a.action === "continue") {
     return el("section", { class: "card note" }, el("h2", {}, "Advice"), el("p", { class: "muted" }, `The run has ended${run.end_reason ? `: ${run.end_reason}` : ""}.`),
-      a.final_loss ? el("p", { class: "muted" }, `Its end by the judge: ${format.loss(a.final_loss.p50)}, ${interval(a.final_loss)}`) : null);
+      a.final_loss ? el("p", { class: "muted" }, `The judge's last word on where it would end: ${format.loss(a.final_loss.p50)}, ${interval(a.final_loss)}`) : null);
   }
   const miss = Number.isFinite(a.p_miss) ? a.p_miss : null;
   // What stands elsewhere on the page is not said twice: the likely causes, the time and the money that are left.
