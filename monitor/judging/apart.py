@@ -37,6 +37,9 @@ ASK_S = 1.0
 STOP_S = 20.0
 NICE = 5
 """The judge gives way to those who send: samples that are not taken pile up with the senders, verdicts catch up."""
+SELDOM = (50_000, 20, 100)
+"""Thresholds of the cyclic garbage collector, here and in the service: what is held of each of ten thousand runs has no cycles,
+and to go over all of it again and again would cost a tenth of a core."""
 
 
 class Notice(msgspec.Struct, array_like=True, tag="notice"):

@@ -4,6 +4,7 @@ It reads the store and talks over the socket with the service, which started it 
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from monitor.judge import Settings
 from monitor.judging.apart import (
     BEAT_S,
     NICE,
+    SELDOM,
     Ask,
     Bands,
     Beat,
@@ -41,6 +43,7 @@ def main(folder: str, fd: str, settings: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which says End
     with contextlib.suppress(OSError):
         os.nice(NICE)
+    gc.set_threshold(*SELDOM)
     line = Connection(int(fd))
     gate = threading.Lock()
     waiting: dict[int, Future[Taken]] = {}

@@ -19,6 +19,7 @@ import h11
 import uvicorn
 
 from monitor.errors import Failed, WrongInput
+from monitor.judging.apart import SELDOM
 from monitor.prometheus.alerts import STALE_LEAST_S
 from monitor.service.api import build
 from monitor.service.monitor import Monitor
@@ -189,6 +190,7 @@ def serve(
     before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
     monitor.start()
     gc.freeze()
+    gc.set_threshold(*SELDOM)
     scheme = "https" if cert else "http"
     print(
         f"losscast: monitor on {scheme}://{listen if port else f'{host}:{listener.getsockname()[1]}'}, store {folder}",
