@@ -91,7 +91,7 @@ class Judging:
         self._noticed = 0
         self._wake = threading.Event()
         self._ending_s: float | None = None
-        self._looked_s = self._swept_s = self._written_s = 0.0
+        self._swept_s = self._written_s = 0.0
         self._unsaid: set[int] = set()
         self._urgent: set[int] = set()
         self._fresh: list[int] = []
@@ -157,17 +157,16 @@ class Judging:
             (self._todo or self._noticed > self._tailed) and time.monotonic() < self._ending_s
         ):
             self._collect()
-            if self._todo:
+            until = time.monotonic() + LOOK_S
+            while self._todo and time.monotonic() < until:
                 self._turn(next(iter(self._todo)))
             now = time.monotonic()
             for run_id, due_s in list(self._again.items()):
                 if now >= due_s:
                     del self._again[run_id]
                     self._todo.setdefault(run_id, deque()).appendleft(Later(self._clock()))
-            if now - self._looked_s >= LOOK_S or not self._todo:
-                self._looked_s = now
-                self._speak(now)
-                self._persist(now)
+            self._speak(now)
+            self._persist(now)
         self._speak(time.monotonic(), every=True)
         self._persist(time.monotonic(), every=True)
 
@@ -195,6 +194,8 @@ class Judging:
         for row in rows:
             if isinstance(row, (ChunkRow, EventRow)):
                 ord, run_id = row.ord, row.run_id
+                if run_id not in newest:  # its first row: nothing is there to catch up with
+                    self._judges[run_id] = self._begun(fresh(self._court, run_id))
                 self._todo.setdefault(run_id, deque()).append(row)
                 if isinstance(row, ChunkRow):
                     self._waiting += row.n
@@ -271,7 +272,9 @@ class Judging:
         except (Damaged, ValueError, KeyError, TypeError) as error:
             self._trouble = f"run id {run_id} is judged again from its first sample: {error}"
             print(f"losscast: {self._trouble}", file=sys.stderr, flush=True)
-        run = run or fresh(self._court, run_id)
+        return self._begun(run or fresh(self._court, run_id))
+
+    def _begun(self, run: Run) -> Run:
         run.written_s = run.heard_s = time.monotonic()
         return run
 
