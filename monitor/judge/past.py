@@ -37,7 +37,7 @@ class Past:
             return
         self.steps.append(float(step))
         self.levels.append(round(level, 6))  # far below any noise, and short where it is saved
-        self.rates.append(float(f"{lr:.5g}"))
+        self.rates.append(float(f"{lr:.5g}") if lr == lr else math.nan)
         if len(self.steps) >= KEEP:
             del self.steps[::2], self.levels[::2], self.rates[::2]
             self.stride *= 2

@@ -1,10 +1,12 @@
 """From what the store keeps to what a judge takes: rows of a chunk, and the samples of a control run."""
 
 import functools
+import math
+import operator
 import struct
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from monitor.store.columns import COLUMNS, HEAD, MISSING_BITS, Columns, Damaged, missing, unpack
 from monitor.store.store import Store
@@ -32,27 +34,27 @@ def rows_of_blob(blob: bytes) -> list[Row]:
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(bits: int, n: int) -> tuple[struct.Struct, tuple[tuple[int, int], ...]]:
-    """How a chunk of these columns and so many rows is read: its numbers, and (place in a row, first number) of each column."""
+def _layout(bits: int, n: int) -> tuple[struct.Struct, struct.Struct, list["operator.itemgetter[Any]"]]:
+    """How a chunk of these columns and so many rows is read: its numbers, their bits, and what takes each row out of the numbers
+    with None behind them."""
     have = [i for i in range(len(COLUMNS)) if bits >> i & 1]
     starts = {i: n * k for k, i in enumerate(have)}
-    places = tuple((place, starts[i]) for place, i in enumerate(_PLACES) if i in starts)
-    return struct.Struct(f"<{len(have) * n}d"), places
+    none = len(have) * n
+    rows = [operator.itemgetter(*(starts[i] + k if i in starts else none for i in _PLACES)) for k in range(n)]
+    return struct.Struct(f"<{none}d"), struct.Struct(f"<{none}Q"), rows
 
 
 def _few(blob: bytes, bits: int, n: int) -> list[Row]:
-    layout, places = _layout(bits, n)
-    values = layout.unpack_from(blob, HEAD.size)
-    out: list[Any] = []
-    for k in range(n):
-        row: list[Any] = [None] * len(_PLACES)
-        for place, start in places:
-            v = values[start + k]
-            if v != v and struct.unpack_from("<Q", blob, HEAD.size + 8 * (start + k))[0] == MISSING_BITS:
-                continue
-            row[place] = v
-        row[0], row[1] = int(row[0]), int(row[1])
-        out.append(tuple(row))
+    numbers, as_bits, rows = _layout(bits, n)
+    found: tuple[float, ...] = numbers.unpack_from(blob, HEAD.size)
+    values: Sequence[float | None] = found
+    if math.isnan(sum(found)):  # one of them is no number: missing, or reported so
+        there = as_bits.unpack_from(blob, HEAD.size)
+        values = [None if of == MISSING_BITS else v for v, of in zip(found, there, strict=True)]
+    out: list[Row] = []
+    for row in rows:
+        seq, step, *rest = row((*values, None))
+        out.append(cast(Row, (int(seq), int(step), *rest)))
     return out
 
 
