@@ -7,11 +7,12 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
+
+from msgspec.structs import replace
 
 from monitor.forecast.points import read_curves
 from monitor.replay import Watch, read_samples, replay, samples_of

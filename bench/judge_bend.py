@@ -9,9 +9,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
+
+from msgspec.structs import replace
 
 from monitor.judge.base import LIKE, NOTHING_KNOWN
 from monitor.judge.bend import FIRST, PARTS, Bend, Shape, Window, cholesky

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from monitor.advice import advise
 from monitor.forecast.points import Curve, Curves, read_curves
 from monitor.judge import Judge, Settings
@@ -77,7 +79,10 @@ def merged(runs: Iterable[Sequence[Sample]]) -> list[Sample]:
     if not held:
         return []
     shared = sorted(set(held[0]).intersection(*held[1:]))
-    return [replace(held[0][step], loss=sum(run[step].loss for run in held) / len(held)) for step in shared]
+    return [
+        structs.replace(held[0][step], loss=sum(run[step].loss for run in held) / len(held))
+        for step in shared
+    ]
 
 
 def replay(

@@ -8,6 +8,8 @@ time                   seconds since the epoch, the sender's clock
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import msgspec
+
 Severity = Literal["info", "warning", "critical"]
 State = Literal[
     "warming_up",
@@ -25,9 +27,11 @@ Source = Literal["control", "prediction", "old_runs", "own_past", "none"]
 Action = Literal["continue", "stop", "roll_back", "lower_lr"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One optimizer step as it was reported. `loss` may be NaN or infinite: that is an answer, not an accident."""
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """One optimizer step as it was reported. `loss` may be NaN or infinite: that is an answer, not an accident.
+
+    A struct, which is made in a tenth of a frozen dataclass's time: there is one a step. `msgspec.structs.replace` alters a copy.
+    """
 
     step: int
     loss: float

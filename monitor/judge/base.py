@@ -71,7 +71,14 @@ NOT_NOTHING = frozenset({"step", "tokens", "loss", "attempt", "quiet_from", "par
 
 
 class Held:
-    """Tracks, tests and open alerts of one run, without the judging."""
+    """Tracks, tests and open alerts of one run, without the judging. Slots: there are ten thousand of them, and what each is
+    asked for is seldom in the processor's cache."""
+
+    __slots__ = (
+        "settings", "prediction", "target_loss", "total_tokens", "line", "total_steps", "raw", "gap", "val", "smoothing",
+        "main", "drift", "past", "evidence", "order", "checkpoints", "control", "twin", "old_runs", "bend", "pair",
+        "_open", *("_" + name for name in NUMBERS),
+    )  # fmt: skip
 
     _samples: float
     _step: float

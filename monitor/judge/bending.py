@@ -33,6 +33,8 @@ OTHER = 4.0
 class Bending(Held):
     """The tests of a bending gap, on top of what is held."""
 
+    __slots__ = ()
+
     def _beside_old(self, sample: Sample, opened: list[Alert], closed: list[Alert]) -> None:
         """Take a sample into its window of the old runs; look where the window is complete."""
         old, bend = self.old_runs, self.bend

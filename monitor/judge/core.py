@@ -43,6 +43,8 @@ SECOND = 0.798 * math.sqrt(6.0)
 class Judge(Fast, Slow, Validation, Plateau):
     """Feed samples in step order; each gives the verdict after it. See `monitor.judge` for the whole interface."""
 
+    __slots__ = ()
+
     def announce(self, step: int, what: str) -> None:
         """A planned change (learning rate, data) takes effect at `step`: the level is learnt anew from there."""
         self._quiet_from = float(step)

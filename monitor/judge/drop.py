@@ -34,6 +34,8 @@ OVER = 2.0
 class Drop(Held):
     """The test of a sudden drop, on top of what is held."""
 
+    __slots__ = ()
+
     def _falls_beside(self, sample: Sample, z: float, opened: list[Alert], closed: list[Alert]) -> bool:
         """The same beside a control, in nats per token."""
         control = self.control

@@ -31,6 +31,8 @@ TAIL_KEPT = 1.0 - 1.0 / 20_000
 class Fast(Drop, Bending):
     """The fast tests, on top of what is held."""
 
+    __slots__ = ()
+
     def _fast(
         self, sample: Sample, expected: Expected | None, opened: list[Alert], closed: list[Alert]
     ) -> None:

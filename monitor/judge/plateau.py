@@ -33,6 +33,8 @@ LOOKS = 3
 class Plateau(Held):
     """The test of a loss that stays, on top of what is held."""
 
+    __slots__ = ()
+
     def _plateau(
         self, sample: Sample, expected: Expected | None, opened: list[Alert], closed: list[Alert]
     ) -> None:

@@ -18,6 +18,8 @@ ON_ITS_WAY = 0.3
 class Slow(Held):
     """The slow tests, on top of what is held."""
 
+    __slots__ = ()
+
     def _early(self, step: float) -> bool | None:
         """True while the run's own offset is learnt, None before."""
         if self._lead:

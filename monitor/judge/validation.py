@@ -26,6 +26,8 @@ FORGET = 20
 class Validation(Held):
     """The test of validation losses, on top of what is held."""
 
+    __slots__ = ()
+
     def _validation(
         self, sample: Sample, expected: Expected | None, opened: list[Alert], closed: list[Alert]
     ) -> None:

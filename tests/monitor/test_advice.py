@@ -2,9 +2,9 @@
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from monitor.advice import advise, final_loss, probability_of_missing
 from monitor.replay import Watch, replay

@@ -3,11 +3,11 @@
 import json
 import math
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from monitor.advice import advise
 from monitor.judge import Settings

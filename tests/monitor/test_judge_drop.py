@@ -2,9 +2,9 @@
 
 import json
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from monitor.judge import Settings
 from monitor.replay import Watch, replay

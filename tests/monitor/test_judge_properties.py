@@ -3,10 +3,10 @@
 import json
 import math
 import random
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from monitor.judge import Settings
 from monitor.replay import Watch, replay
