@@ -8,6 +8,7 @@ own recovery here: `launcher.recovery.restarts`, `hang`, `preempt`, `elastic`. W
 A failed attempt ends what trains on every slot, replaces actors that died, and keeps the others, warm.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +26,10 @@ from launcher.runspec.model import RunSpec
 from launcher.training.assignment import Assignment, Outcome
 
 POLL_S = 0.5
-"""Between two looks at the ranks' pulses."""
+"""Between two ticks. An end of a rank is not waited for: it wakes the driver."""
+LOOK_S = 1.0
+"""Between two questions for a rank's pulse: each wakes a dozen threads of Ray's on the rank's host. A hang is told by tens of
+seconds."""
 ANSWER_S = 10.0
 """Within this an actor that lives answers."""
 
@@ -76,7 +80,7 @@ class Group:
             port: Any = ray.get(first.member.port.remote(), timeout=ANSWER_S)
             for rank, environment in enumerate(self._environments(port)):
                 slot = self._used[rank]
-                slot.heard, slot.pulse, slot.looking = time.monotonic(), None, None
+                slot.heard, slot.pulse, slot.looking, slot.asked = time.monotonic(), None, None, -math.inf
                 pending[slot.member.train.remote(asdict(assignment), environment)] = rank
         except exceptions.RayError as error:
             raise self._actor_gone(0, error) from error
@@ -191,7 +195,8 @@ class Group:
                     self.seen.reached, self.seen.age_s = slot.pulse.step, slot.pulse.age_s
         for slot in self._used:
             if slot.looking is None:
-                slot.looking = slot.member.look.remote()
+                if now - slot.asked >= LOOK_S:
+                    slot.looking, slot.asked = slot.member.look.remote(), now
             elif now - slot.heard > ANSWER_S:
                 slot.pulse = None
 

@@ -9,6 +9,7 @@ actor dies gets it, and need not wait for torch and DeepSpeed to be imported ane
 only the memory of the imports, and starts once the run makes steps, so that it delays no start.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +52,9 @@ class Slot:
     """Its host went: Ray looks for another place."""
     failures: int = 0
     looking: Any = None
+    """Reference to the answer that is waited for."""
+    asked: float = -math.inf
+    """When that was asked for (monotonic)."""
     heard: float = 0.0
     """When its actor answered last (monotonic)."""
     pulse: Pulse | None = None
