@@ -25,6 +25,21 @@ from launcher.storage.runfolder import read_json, write_whole
 START_TIMEOUT_S = 60.0
 OBJECT_STORE_BYTES = 100_000_000
 """Nothing of ours travels through Ray's object store; its default would reserve a third of the memory."""
+QUIET = {
+    # workers, raylet and head report metrics to the node's agent, which serves them at a port that nobody is told of:
+    # half of the agent, the dearest of Ray's processes
+    "RAY_enable_metrics_collection": "0",
+    # every worker reports its tasks, for `ray list tasks` and the timeline: a run's tasks are its driver's polls
+    "RAY_task_events_report_interval_ms": "0",
+    # the dashboard measures itself and its modules' processes every 5 s, for the same port: half of its head
+    "METRICS_RECORD_INTERVAL_S": "60",
+    # the agent reads every process of Ray's in /proc every 5 s, for the dashboard's page of nodes
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
+    # the log monitor lists the folder of logs ten times a second up to this many files, beyond them twice a second
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+}
+"""Of a cluster that has no cores to spare for Ray: what its own processes do beside training, and no run needs. Jobs, output,
+placement groups, the memory monitor and the health checks of nodes are as Ray has them. The environment wins."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,7 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
         f"--metrics-export-port={free_port()}", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
     ]  # fmt: skip
     env = {
+        **QUIET,
         **os.environ,
         **head.environment(),
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
