@@ -16,10 +16,10 @@ env: .venv/.dev
 demo: .venv/.demo
 	$(BIN)/losscast demo $(DEMO)
 
-# first what is quick, side by side; then what starts services and needs the cores for itself
+# first what is quick; then what starts services, a file at a time in each process, since much of it waits
 test: .venv/.dev
 	$(BIN)/python -m pytest tests -m "$(QUICK)" -n 2; quick=$$?; \
-	$(BIN)/python -m pytest tests -m "not ($(QUICK))" --durations=40 && exit $$quick
+	$(BIN)/python -m pytest tests -m "not ($(QUICK))" -n 2 --dist loadfile --durations=40 && exit $$quick
 
 unit: .venv/.dev
 	$(BIN)/python -m pytest tests -m "$(QUICK)" -n auto
