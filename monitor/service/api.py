@@ -96,7 +96,7 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
     def runs(request: Request) -> Response:
         needs(request, "read")
         now = monitor.clock()
-        return answer({"runs": [monitor.summary(facts, now) for facts in list(monitor.ingest.runs.values())]})
+        return answer({"runs": list(monitor.summaries(list(monitor.ingest.runs.values()), now))})
 
     def run(request: Request) -> Response:
         return answer(monitor.detail(run_of(request), monitor.clock()))

@@ -59,6 +59,18 @@ class Said:
     mutes: dict[str, Mute] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
 
+    def muted(self, run: str, now: float) -> Mute | None:
+        """The run's mute, while it lasts."""
+        found = self.mutes.get(run)
+        return found if found is not None and found.until > now else None
+
+    def seen_of(self, run: str, action: str, now: float) -> Seen | None:
+        """Who has seen this very advice, while that holds."""
+        found = self.seen.get(run)
+        if found is None or found.action != action or (found.until is not None and found.until <= now):
+            return None
+        return found
+
 
 class Attention:
     """Of one store. Safe to share between threads."""
@@ -116,24 +128,14 @@ class Attention:
                     said.mutes.pop(run, None)
                     said.seen.pop(run, None)
 
-    def muted(self, run: str, now: float) -> Mute | None:
-        """The run's mute, while it lasts."""
+    def said(self) -> Said:
+        """All that was said until now: asked for once where many runs are shown, since it looks at the file."""
         self._refresh()
-        found = self._said.mutes.get(run)
-        return found if found is not None and found.until > now else None
+        return self._said
 
     def mutes(self, now: float) -> dict[str, Mute]:
         """All mutes that last."""
-        self._refresh()
-        return {run: mute for run, mute in self._said.mutes.items() if mute.until > now}
-
-    def seen(self, run: str, action: str, now: float) -> Seen | None:
-        """Who has seen this very advice, while that holds."""
-        self._refresh()
-        found = self._said.seen.get(run)
-        if found is None or found.action != action or (found.until is not None and found.until <= now):
-            return None
-        return found
+        return {run: mute for run, mute in self.said().mutes.items() if mute.until > now}
 
     @contextlib.contextmanager
     def _changing(self, now: float) -> Iterator[Said]:

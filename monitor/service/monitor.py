@@ -7,11 +7,12 @@ silent. Both are put together here, for the page, the API and /metrics alike. `m
 import contextlib
 import functools
 import itertools
+import math
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from monitor.judging.apart import Apart
 from monitor.judging.loop import Judging
 from monitor.judging.run import band_columns
 from monitor.prometheus import alerts
-from monitor.service.attention import EVERY, Attention, shown
+from monitor.service.attention import EVERY, Attention, Said, shown
 from monitor.service.exporter import Exporter, Figures, Totals
 from monitor.service.figures import detail_of, plain
 from monitor.service.goodput import goodput_of
@@ -156,8 +157,12 @@ class Monitor:
         """All that holds of a run now, the judge's word first. `last`: the judge's newest verdict."""
         return states_of(facts, last, now, started=self.started, stalled_after_s=self.stalled_after_s)
 
-    def summary(self, facts: RunFacts, now: float) -> dict[str, Any]:
-        """A run in the list. Alerts are the open ones."""
+    def summaries(self, runs: Iterable[RunFacts], now: float) -> Iterator[dict[str, Any]]:
+        """The runs in the list. Alerts are the open ones."""
+        said = self.attention.said()
+        return (self._summary(facts, now, said) for facts in runs)
+
+    def _summary(self, facts: RunFacts, now: float, said: Said) -> dict[str, Any]:
         last = self.judging.last.get(facts.run_id, {})
         states = self.states(facts, last, now)
         return {
@@ -187,15 +192,16 @@ class Monitor:
             "samples": facts.samples,
             "alerts": last.get("open", []),
             "target_loss": plain(facts.target_loss),
-            "advice": self.advice(facts, last),
-            "muted": shown(self.attention.muted(facts.run, now)),
+            "advice": self._advice(facts, last, said),
+            "muted": shown(said.muted(facts.run, now)),
             "trouble": last.get("trouble"),
         }
 
-    def advice(self, facts: RunFacts, last: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    def advice(self, facts: RunFacts) -> dict[str, Any] | None:
         """The judge's advice with the time and the money that are left."""
-        if last is None:
-            last = self.judging.last.get(facts.run_id, {})
+        return self._advice(facts, self.judging.last.get(facts.run_id, {}), self.attention.said())
+
+    def _advice(self, facts: RunFacts, last: dict[str, Any], said: Said) -> dict[str, Any] | None:
         found = last.get("advice")
         if not found or facts.step is None:  # before the first step there is nothing to advise
             return None
@@ -204,7 +210,7 @@ class Monitor:
         if tokens is not None and total is not None and rate and rate > 0 and facts.phase != "ended":
             hours = max(0.0, total - tokens) / rate / 3600
         price = plain(facts.price_per_hour)
-        seen = self.attention.seen(facts.run, str(found.get("action")), self.clock())
+        seen = said.seen_of(facts.run, str(found.get("action")), self.clock())
         return {
             **found,
             "seen": None if seen is None else {"by": seen.by, "at": seen.at, "until": seen.until},
@@ -266,7 +272,7 @@ class Monitor:
             if e.kind != "heartbeat":
                 shown.append({"event": e.kind, "attempt": e.attempt, "received": e.received, **body})
         return {
-            **self.summary(facts, now),
+            **next(self.summaries([facts], now)),
             "alerts": self.store.alerts(facts.run_id),
             "prediction": prediction,
             "predictions": predictions,
@@ -303,22 +309,24 @@ class Monitor:
     def figures(self) -> Iterator[Figures]:
         """The active runs as they are exported."""
         now = self.clock()
-        mutes = self.attention.mutes(now)
+        mutes, started, judged = self.attention.mutes(now), self.started, self.judging.last
+        forgotten = (
+            now - FORGOTTEN_S if started < now - FORGOTTEN_S else -math.inf
+        )  # it must have listened for so long
         for facts in list(self.ingest.runs.values()):
-            if facts.imported or (
-                facts.ended_received is not None and now - facts.ended_received > SHOWN_AFTER_END_S
-            ):
+            ended = facts.ended_received
+            if facts.imported or facts.last_received < forgotten:
                 continue
-            if now - max(facts.last_received, min(self.started, now)) > FORGOTTEN_S:
+            if ended is not None and now - ended > SHOWN_AFTER_END_S:
                 continue
-            last = self.judging.last.get(facts.run_id, NOTHING)
-            states = self.states(facts, last, now)
-            step_time = facts.last_step_received
+            last = judged.get(facts.run_id, NOTHING)
+            states = states_of(facts, last, now, started=started, stalled_after_s=self.stalled_after_s)
+            step_time, team = facts.last_step_received, facts.team
             mute = mutes.get(facts.run) if mutes else None
             yield Figures(
-                facts.run, facts.owner, facts.created_received, CALM.issuperset(states),
-                facts.team if facts.team in self.teams and facts.team else "", states,
-                None if step_time is None else max(step_time, self.started),
+                CALM.issuperset(states), facts.created_received, facts.run, facts.owner,
+                team if team and team in self.teams else "", states,
+                step_time if step_time is None or step_time > started else started,
                 () if mute is None else mute.alerts or (EVERY,),
                 functools.partial(detail_of, facts, last),
             )  # fmt: skip

@@ -30,11 +30,8 @@ def stream_route(monitor: Monitor) -> Route:
             versions = dict(monitor.versions)
             by_id = {facts.run_id: facts for facts in list(monitor.ingest.runs.values())}
             fresh = sorted((v, id) for id, v in versions.items() if v > after)[-STREAM_RUNS:]
-            lines = [
-                b"data: " + encode(monitor.summary(by_id[id], now)) + b"\n\n"
-                for _, id in fresh
-                if id in by_id
-            ]
+            runs = [by_id[id] for _, id in fresh if id in by_id]
+            lines = [b"data: " + encode(one) + b"\n\n" for one in monitor.summaries(runs, now)]
             return (fresh[-1][0] if fresh else after), b"".join(lines)
 
         async def tell() -> AsyncIterator[bytes]:

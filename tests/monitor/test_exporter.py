@@ -18,7 +18,7 @@ from monitor.service.exporter import (
 
 def figures(run: str, owner: str = "t", created: float = 0.0, healthy: bool = True) -> Figures:
     return Figures(
-        run, owner, created, healthy, states=("healthy",) if healthy else ("diverged", "off_line"), last_step_time=1e9,
+        healthy, created, run, owner, states=("healthy",) if healthy else ("diverged", "off_line"), last_step_time=1e9,
         detail=full,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_the_text_is_what_prometheus_reads_and_counters_start_at_nought() -> Non
     totals.committed(0.02)
     totals.reject("stale_attempt")
     totals.reject("no such word")
-    text = Exporter(lambda: [Figures("a", "t", 0.0, True)], totals, "1").text().decode()
+    text = Exporter(lambda: [Figures(True, 0.0, "a", "t")], totals, "1").text().decode()
     families = {f.name: f for f in text_string_to_metric_families(text)}
     assert {s.labels["reason"]: s.value for s in families["losscast_samples_rejected"].samples}[
         "stale_attempt"
