@@ -1,8 +1,8 @@
 """Saving without stopping: every rank writes its shards to this machine, a process beside it carries them to the store.
 
     step thread    write to local disk (or memory, where LOSSCAST_WORK is on /dev/shm), and go on
-    carrier        one process a rank, niced, no torch: upload and hash, say what was uploaded (parts/<rank>.json);
-                   rank 0's waits for every rank's part, then commits
+    carrier        one process a rank, of low priority while training goes on, no torch: upload and hash, say what was
+                   uploaded (parts/<rank>.json); rank 0's waits for every rank's part, then commits
 
 The carrier is a process and no thread, since hashing and the SDK would take turns with the training loop for one
 interpreter. At most one snapshot a rank is under way: a save that is due while one is still travelling is skipped, by all
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ PATIENCE_S = 900.0
 POLL_S = 0.5
 STOP_POLL_S = 5.0
 PROGRESS_S = 15.0
+LEISURE = 19
+"""Niceness of an upload beside training: a seventieth of a core that both want."""
 AT_ONCE_BYTES = 32 << 20
 """A checkpoint in a folder up to this size is committed before the next step: hashing it takes some 20 ms."""
 
@@ -367,9 +370,16 @@ def _watch_stop(folder: RunFolder) -> None:
                 folder.stop.touch()
 
 
+def _carry(carriage: Carriage, order: dict[str, Any]) -> None:
+    """At low priority while training goes on meanwhile, as are the threads that this one starts; where the ranks wait, at theirs."""
+    if not order["patience_s"]:
+        with contextlib.suppress(OSError):  # not a thread's own, where this is not Linux
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEISURE)
+    carriage.carry(order)
+
+
 def main(argv: list[str]) -> int:
     """Take orders until they end; then end at once, whatever is under way."""
-    os.nice(10)
     folder = RunFolder.at(argv[0])
     lock, orders = threading.Lock(), list[dict[str, Any]]()
     ready = threading.Semaphore(0)
@@ -393,7 +403,9 @@ def main(argv: list[str]) -> int:
         threading.Thread(target=_watch_stop, args=(folder,), daemon=True).start()
     while True:
         ready.acquire()
-        carriage.carry(orders.pop(0))
+        # a thread of its own each time: a priority that was lowered is not raised again
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_carry, carriage, orders.pop(0)).result()
 
 
 if __name__ == "__main__":
