@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from launcher.ports import free_port
+
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Published with Azurite: it opens nothing else."""
@@ -36,12 +38,6 @@ def needs_azurite() -> None:
     pytest.importorskip("azure.storage.blob", reason="needs azure: pip install 'losscast[azure]'")
     if shutil.which("azurite-blob") is None:
         pytest.skip(ABSENT, allow_module_level=True)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 _prctl = getattr(

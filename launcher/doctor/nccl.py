@@ -5,10 +5,11 @@ there is nothing to try; exit 1 with the reason on stderr.
 """
 
 import os
-import socket
 import sys
 import time
 from typing import Any
+
+from launcher.ports import free_port
 
 MOST = 8
 ELEMENTS = 16 << 20
@@ -44,9 +45,7 @@ def main() -> int:
         print("skipped: this torch sees no GPU" + ("" if torch.version.cuda else " (it is a CPU build)"))
         return 0
     world = min(MOST, torch.cuda.device_count())
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     if world == 1:  # no second process to start: the collective runs all the same
         import queue
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.errors import Failed
+from launcher.ports import free_port
 from launcher.storage.runfolder import read_json, write_whole
 
 START_TIMEOUT_S = 60.0
@@ -62,13 +63,6 @@ class Head:
             "RAY_AUTH_TOKEN_PATH": self.token_file,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def listening(address: str, timeout_s: float = 0.5) -> bool:
@@ -116,7 +110,7 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
         descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(descriptor, secrets.token_hex(32).encode())
         os.close(descriptor)
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, agent = free_port(), free_port(), free_port()
     # A folder of its own, since a job's driver is sent to the cluster that this folder's `ray_current_cluster` names: in
     # Ray's shared default that is whichever cluster of the machine started last. Short, since Ray's sockets lie in
     # it and a socket's path has at most 107 bytes.
@@ -125,7 +119,7 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={agent}",
         f"--metrics-export-port={free_port()}", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
     ]  # fmt: skip
     env = {
@@ -145,7 +139,12 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
     head = dataclasses.replace(head, pid=process.pid)
     deadline = time.monotonic() + START_TIMEOUT_S
     while not (
-        listening(head.address) and listening(head.dashboard.removeprefix("http://")) and _jobs_answer(head)
+        listening(head.address)
+        and listening(head.dashboard.removeprefix("http://"))
+        and _answers(head, head.dashboard + "/api/jobs/")
+        and _answers(
+            head, f"http://127.0.0.1:{agent}/api/local_raylet_healthz"
+        )  # it is the agent that starts jobs
     ):
         if process.poll() is not None or time.monotonic() > deadline:
             stop(head)
@@ -156,14 +155,12 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
     return head
 
 
-def _jobs_answer(head: Head) -> bool:
-    """True when the Jobs API takes our token."""
+def _answers(head: Head, url: str) -> bool:
+    """True when it takes our token and answers."""
     import urllib.request
 
     token = Path(head.token_file).read_text().strip()
-    request = urllib.request.Request(
-        head.dashboard + "/api/jobs/", headers={"Authorization": f"Bearer {token}"}
-    )
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
             return answer.status == 200

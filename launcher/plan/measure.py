@@ -8,13 +8,13 @@ allocator had at most. Bytes. Every rank is a process here, so the spec must fit
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from typing import Any
 
 from launcher.errors import Failed, WrongInput
+from launcher.ports import free_port
 from launcher.runspec.model import Gpt, RunSpec
 
 MOST_RANKS = 8
@@ -31,12 +31,9 @@ def measured_peaks(spec: RunSpec, timeout_s: float = 300.0) -> list[int]:
         raise WrongInput(
             f"--measure: only a gpt of text on one machine, with at most {MOST_RANKS} ranks, can be measured"
         )
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     env = {
         **os.environ,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(spec.ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(spec.ranks),
         "LOCAL_WORLD_SIZE": str(spec.ranks), "OMP_NUM_THREADS": "1",
         # free memory goes back to the system, or the peak would be the allocator's
         "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536",

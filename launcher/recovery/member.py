@@ -1,12 +1,12 @@
 """One rank's Ray actor: says where it lives, trains in a process of its own, and answers while that process trains."""
 
 import os
-import socket
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from launcher.ports import free_port
 from launcher.recovery.hang import stacks
 from launcher.recovery.rank import Pulse, RankProcess
 from launcher.storage.ahead import Ahead
@@ -50,9 +50,7 @@ class Member:
 
     def port(self) -> int:
         """A port that is free on this machine now, for the group's rendezvous."""
-        with socket.socket() as s:
-            s.bind(("", 0))
-            return s.getsockname()[1]
+        return free_port("")
 
     def train(self, assignment: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
         """Train to the attempt's end; `launcher.training.warm` names the answers."""

@@ -181,7 +181,7 @@ def test_a_line_outside_a_run_keeps_its_record_and_reaches_the_monitor(
 def test_in_a_run_of_losscast_the_callback_tells_the_run(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
     pytest.importorskip("lightning.pytorch", reason="needs lightning: pip install 'losscast[lightning]'")
-    from launcher.jobs.local_ray import free_port
+    from launcher.ports import free_port
 
     (tmp_path / "mine.py").write_text(
         "from tests.e2e.test_integrations import lightning\ndef main(run):\n    lightning(run, 'here')\n"

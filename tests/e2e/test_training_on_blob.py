@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher.jobs.local_ray import free_port
+from launcher.ports import free_port
 from tests.azurite import ACCOUNT, KEY, Azurite, Entra, needs_azurite
 
 pytestmark = pytest.mark.e2e

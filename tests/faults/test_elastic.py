@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.faults
 pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 'losscast[train]'")
 
-from launcher.jobs.local_ray import free_port  # noqa: E402
+from launcher.ports import free_port  # noqa: E402
 from launcher.recovery.elastic import fitted, to_universal  # noqa: E402
 from launcher.recovery.owning import Ownership  # noqa: E402
 from launcher.recovery.rank import RankProcess  # noqa: E402

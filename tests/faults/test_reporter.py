@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.ports import free_port
 from launcher.reporter import Reporter
 from launcher.spool import Spool
 
@@ -50,12 +51,6 @@ server = HTTPServer(("127.0.0.1", port), Handler)
 server.handle_error = lambda *args: None
 server.serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_a_monitor_killed_again_and_again_misses_nothing(tmp_path: Path) -> None:

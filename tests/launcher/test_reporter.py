@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from launcher.ports import free_port
 from launcher.reporter import Reporter
 from launcher.spool import Spool, seal
 from monitor.schema import encode_event, sample
@@ -78,12 +79,6 @@ def wait_for(true: Callable[[], bool], seconds: float = 5.0) -> None:
     while not true():
         assert time.monotonic() < until, "nothing happened in time"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_everything_arrives_once_and_in_order(service: Service, tmp_path: Path) -> None:
