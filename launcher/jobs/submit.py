@@ -162,8 +162,10 @@ def refuse_other(folder: RunFolder, spec: RunSpec) -> None:
     """Raise WrongInput where this submission would train nothing, or another model under the same name."""
     result, old = read_json(folder.result), _as_now(read_json(folder.spec))
     if result is not None and result.get("digest") == spec.digest:
+        loss = result.get("loss")
+        ended = f"loss {loss:.4f}, " if isinstance(loss, (int, float)) else ""
         raise WrongInput(
-            f"{spec.name}: is finished (loss {result.get('loss')}, {folder.path}). Submit under another name to train again."
+            f"{spec.name}: is finished ({ended}{folder.path}). Submit under another name to train again."
         )
     changed = [k for k, v in spec.to_dict().items() if old is not None and k not in FREE and old.get(k) != v]
     if changed and any(last_step(folder, attempt) for attempt in folder.attempts()):
