@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.errors import Failed
+from launcher.jobs.cluster import bearer
 from launcher.ports import free_port
 from launcher.storage.runfolder import read_json, write_whole
 
@@ -138,14 +139,9 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
         )
     head = dataclasses.replace(head, pid=process.pid)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not (
-        listening(head.address)
-        and listening(head.dashboard.removeprefix("http://"))
-        and _answers(head, head.dashboard + "/api/jobs/")
-        and _answers(
-            head, f"http://127.0.0.1:{agent}/api/local_raylet_healthz"
-        )  # it is the agent that starts jobs
-    ):
+    # it takes jobs when its dashboard does and the agent that starts them is there
+    asked = (f"{head.dashboard}/api/jobs/", f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
+    while not (listening(head.address) and all(_answers(head, url) for url in asked)):
         if process.poll() is not None or time.monotonic() > deadline:
             stop(head)
             tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
@@ -159,8 +155,7 @@ def _answers(head: Head, url: str) -> bool:
     """True when it takes our token and answers."""
     import urllib.request
 
-    token = Path(head.token_file).read_text().strip()
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(url, headers=bearer(head.environment()))
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
             return answer.status == 200

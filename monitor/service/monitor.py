@@ -310,9 +310,8 @@ class Monitor:
         """The active runs as they are exported."""
         now = self.clock()
         mutes, started, judged = self.attention.mutes(now), self.started, self.judging.last
-        forgotten = (
-            now - FORGOTTEN_S if started < now - FORGOTTEN_S else -math.inf
-        )  # it must have listened for so long
+        # nobody is forgotten before the monitor has listened for so long itself
+        forgotten = now - FORGOTTEN_S if started < now - FORGOTTEN_S else -math.inf
         for facts in list(self.ingest.runs.values()):
             ended = facts.ended_received
             if facts.imported or facts.last_received < forgotten:

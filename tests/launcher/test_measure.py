@@ -26,13 +26,10 @@ def run(dp: int, zero: int = 1, **parallel: Any) -> RunSpec:
 @pytest.mark.parametrize(
     "spec",
     [
-        run(2, 1),
-        run(2, 2, offload="cpu"),
-        run(2, 3),
-        run(1, 1, pp=2, micro_batch=4),
-        run(1, 1, tp=2),
+        run(1, 0), run(2, 1), run(2, 2, offload="cpu"), run(2, 3), run(2, 3, offload="cpu"),
+        run(1, 1, pp=2, micro_batch=4), run(1, 1, tp=2),
     ],
-)  # fmt: skip  (bench/memory.py has more)
+)  # fmt: skip
 def test_the_measured_peak_of_every_stage_is_near_the_estimate(spec: RunSpec) -> None:
     stages, peaks = rank_memory(spec) or [], measured_peaks(spec)
     assert len(peaks) == spec.ranks
