@@ -97,12 +97,16 @@ def run_log(folder: RunFolder) -> RunLog:
 
 def facts_of(folder: RunFolder) -> Facts:
     """Read them. Raises WrongInput where no run lies there, or what lies there is damaged."""
-    refresh(folder)
     bring(folder, logs=False)
+    refresh(folder)
     document = read_json(folder.spec)
     if document is None:
         raise WrongInput(f"{folder.path}: no run was submitted from here: there is no spec.json.")
+    # A run may end between any two of these reads, here and there. What it writes last is read first, so that whoever is
+    # told that it ended is told of the checkpoint it ended with.
     log, submission = run_log(folder), read_json(folder.path / "submission.json")
+    end = _end_of(folder, submission["job"]) if submission else None
+    result, holder = read_json(folder.result), log.standing()
     commits, bad = log.commits(), log.damaged()
     sound = next((i for i, e in enumerate(commits) if str(e.fields["manifest"]) not in bad), len(commits))
     attempts = folder.attempts()
@@ -115,9 +119,9 @@ def facts_of(folder: RunFolder) -> Facts:
         entries=tuple(log.entries()),
         committed=commits[sound] if sound < len(commits) else None,
         damaged=tuple((e, bad[str(e.fields["manifest"])]) for e in commits[:sound]),
-        holder=log.standing(),
-        end=_end_of(folder, submission["job"]) if submission else None,
-        result=read_json(folder.result),
+        holder=holder,
+        end=end,
+        result=result,
         attempt=attempts[-1] if attempts else None,
         attempt_step=last_step(folder, attempts[-1]) if attempts else 0,
         step=max((last_step(folder, a) for a in attempts[-3:]), default=0),
@@ -144,7 +148,7 @@ def phase(facts: Facts, job_state: str | None = None) -> str:
     if facts.taken is not None and facts.end is not None and facts.end.get("by") == "stop --now":
         return "stopped"  # its job is ended, and the lease it could not give back has yet to lapse
     if facts.holder.alive:
-        if facts.attempt != getattr(facts.holder.attempt, "attempt", None):
+        if facts.holder.attempt is None or (facts.attempt or 0) < facts.holder.attempt.attempt:
             return "pending"  # a rank that has its place leaves a log at once
         return "running" if facts.attempt_step else "starting"
     if facts.closed:

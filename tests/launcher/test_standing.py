@@ -11,6 +11,7 @@ import pytest
 from launcher.cli import main
 from launcher.cli.finding import remember
 from launcher.errors import WrongInput
+from launcher.jobs import standing
 from launcher.jobs.facts import CAUSES, exposition
 from launcher.jobs.standing import facts_of, phase
 from launcher.jobs.why import failed, kept, no_room, vanished
@@ -109,6 +110,42 @@ def test_a_run_goes_from_pending_over_running_to_finished(made: Made) -> None:
     assert facts_of(made.folder).committed is not None
     write_whole(made.folder.result, {"digest": SPEC.digest, "loss": 2.5})
     assert made.phase() == "finished"
+
+
+@pytest.mark.parametrize("reads", range(12))
+def test_whoever_is_told_that_a_run_ended_is_told_of_its_last_checkpoint(
+    made: Made, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    """It ends after any number of the reads that its facts are made of: a stop that waits once said that nothing was kept."""
+    left = [reads]
+
+    def read(original: Any) -> Any:
+        def reading(*given: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                made.steps(holding.attempt, 3)
+                holding.commit(3, "attempts/1/checkpoints/step-3.manifest.json", "0" * 64)
+                holding.__exit__(None, None, None)
+                made.ended(0)
+            return original(*given, **named)
+
+        return reading
+
+    made.submitted()
+    holding = made.log.take(JOB)
+    made.steps(holding.attempt, 2)
+    for name in ("standing", "commits", "damaged", "entries"):
+        monkeypatch.setattr(RunLog, name, read(getattr(RunLog, name)))
+    for name in ("read_json", "last_step", "_end_of"):
+        monkeypatch.setattr(f"launcher.jobs.standing.{name}", read(getattr(standing, name)))
+    facts = facts_of(made.folder)
+    assert left[0] < 0 or reads > 8, "fewer reads than this: the test is out of date"
+    if phase(facts) == "stopped":
+        assert facts.committed is not None and facts.committed.fields["step"] == 3 and facts.step == 3
+    else:
+        assert phase(facts) == "running"
+    if left[0] >= 0:
+        holding.__exit__(None, None, None)
 
 
 def saved(made: Made, attempt: int, step: int) -> Path:
