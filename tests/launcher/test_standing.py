@@ -125,7 +125,7 @@ def test_whoever_is_told_that_a_run_ended_is_told_of_its_last_checkpoint(
             if left[0] == -1:
                 made.steps(holding.attempt, 3)
                 holding.commit(3, "attempts/1/checkpoints/step-3.manifest.json", "0" * 64)
-                holding.__exit__(None, None, None)
+                holding.release()
                 made.ended(0)
             return original(*given, **named)
 
@@ -145,7 +145,7 @@ def test_whoever_is_told_that_a_run_ended_is_told_of_its_last_checkpoint(
     else:
         assert phase(facts) == "running"
     if left[0] >= 0:
-        holding.__exit__(None, None, None)
+        holding.release()
 
 
 def saved(made: Made, attempt: int, step: int) -> Path:
