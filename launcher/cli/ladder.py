@@ -106,6 +106,20 @@ def _refuse_unwritable(out: Path) -> None:
         raise WrongInput(f"-o {out}: {why}. Give the path of a file that you may write.")
 
 
+def _refuse_unfit(spec: Any) -> None:
+    """Raise WrongInput, naming the rung, for data or code that its ranks would not find."""
+    from launcher.data.feed import refuse_unfit
+    from launcher.data.tokens import cache_folder
+    from launcher.errors import WrongInput
+    from launcher.jobs.owncode import refuse_uncallable
+
+    try:
+        refuse_uncallable(spec, Path.cwd())
+        refuse_unfit(spec, cache_folder())
+    except WrongInput as error:
+        raise WrongInput(f"rung {spec.name}: {error}") from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the ladder, write points.csv, curves.csv and the law. Exit 1 when no rung finished."""
     from launcher.errors import Failed, WrongInput
@@ -118,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     from launcher.cli.submit import agreed
     from launcher.jobs.climbing import run_ladder, standing, write_points
     from launcher.jobs.ladder import read_file
-    from launcher.jobs.submit import refuse_shadows
+    from launcher.jobs.submit import refuse_shadows, untold
     from launcher.plan.lawcheck import conventions
     from launcher.plan.plan import make_plan
     from monitor.forecast.fit import fit
@@ -136,10 +150,15 @@ def run(args: argparse.Namespace) -> int:
         refuse_out_of_sight(specs)
     rungs = standing(specs)
     left = [r.spec for r in rungs if r.state != "finished"]
+    for spec in left:
+        _refuse_unfit(spec)
     if left:
         print(priced(ladder.name, [make_plan(s) for s in left]), file=sys.stderr)
     if len(left) < len(rungs):
         print(f"{len(rungs) - len(left)} of {len(rungs)} runs are finished already", file=sys.stderr)
+    missing_token = untold(left[0], "ingest") if left else None
+    if missing_token is not None:
+        print(f"warning: {missing_token}", file=sys.stderr)
     if args.dry_run:
         return 0
     if left and not args.yes and not (to == "local" or agreed(specs[0], sys.stdin.isatty(), "the ladder")):

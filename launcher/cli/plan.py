@@ -66,19 +66,19 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def absent_data(spec: Any) -> list[dict[str, Any]]:
-    """A warning where a gpt of this machine names a folder of data that is not here: `submit` would refuse it."""
-    path = spec.data.path if spec.data is not None else "stdlib"
-    if (
-        spec.cluster.to != "local"
-        or spec.workload.kind != "gpt"
-        or path in ("stdlib", "digits")
-        or path.startswith("az://")
-    ):
+    """A warning where `submit` from this folder would refuse the data. At az:// it is not asked for: a plan needs no network."""
+    from launcher.data.feed import refuse_unfit
+    from launcher.data.tokens import cache_folder
+    from launcher.errors import WrongInput
+
+    if spec.data is not None and spec.data.path.startswith("az://"):
         return []
-    if Path(path).expanduser().exists():
-        return []
-    said = f"{path} is not here, seen from {Path.cwd()}: submit will refuse it. `losscast data prepare TEXT -o {path}` makes it."
-    return [{"keys": ["data.path"], "message": said}]
+    try:
+        refuse_unfit(spec, cache_folder())
+    except WrongInput as error:
+        said = str(error).removeprefix("data.path: ")
+        return [{"keys": ["data.path"], "message": f"submit will refuse it, seen from {Path.cwd()}: {said}"}]
+    return []
 
 
 def moved_to(document: Any, to: str | None) -> None:

@@ -124,7 +124,7 @@ def hand_in(
     from launcher.data.tokens import cache_folder
     from launcher.jobs.owncode import refuse_uncallable
     from launcher.jobs.pacer import start
-    from launcher.jobs.submit import may_submit, refuse_shadows, submit
+    from launcher.jobs.submit import may_submit, refuse_shadows, submit, untold
     from launcher.plan.plan import make_plan
     from launcher.plan.text import summary
 
@@ -153,16 +153,9 @@ def hand_in(
     print(summary(plan), file=sys.stderr)
     for warning in plan["warnings"]:
         print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
-    if (
-        spec.cluster.to != "kuberay"
-        and spec.monitor is not None
-        and not os.environ.get(spec.monitor.token_env)
-    ):
-        print(
-            f"warning: monitor.token_env: {spec.monitor.token_env} is not set here. Unless the cluster's hosts have it, what the run "
-            f"reports waits on their disks. A token: losscast monitor token create --store DIR --scope ingest:{spec.name}",
-            file=sys.stderr,
-        )
+    missing_token = untold(spec, f"ingest:{spec.name}")
+    if missing_token is not None:
+        print(f"warning: {missing_token}", file=sys.stderr)
     if getattr(args, "dry_run", False):
         if args.json:
             from monitor.schema import spell

@@ -111,6 +111,18 @@ def submit(
     return done
 
 
+def untold(spec: RunSpec, scope: str) -> str | None:
+    """A warning where the monitor's token is not set here; `scope` is that of a token that would do. On Kubernetes a secret
+    has it."""
+    monitor = spec.monitor
+    if spec.cluster.to == "kuberay" or monitor is None or os.environ.get(monitor.token_env):
+        return None
+    return (
+        f"monitor.token_env: {monitor.token_env} is not set here. Unless the cluster's hosts have it, what the run "
+        f"reports waits on their disks. A token: losscast monitor token create --store DIR --scope {scope}"
+    )
+
+
 def may_submit(spec: RunSpec) -> RunFolder:
     """The run's folder, if this spec can be submitted as far as its own storage tells. Touches nothing but a count.
 

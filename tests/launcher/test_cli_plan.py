@@ -86,12 +86,15 @@ def test_plan_says_that_the_data_is_not_here_where_submit_would_refuse_it(
 ) -> None:
     spec = (EXAMPLES / "gpt-tiny.yaml").read_text()
     assert "path: stdlib" in spec
-    absent, given = tmp_path / "absent.yaml", tmp_path / "given.yaml"
+    absent, other, given = (tmp_path / f"{name}.yaml" for name in ("absent", "other", "given"))
     absent.write_text(spec.replace("path: stdlib", f"path: {tmp_path}/corpus"))
-    given.write_text(spec.replace("path: stdlib", f"path: {tmp_path}"))
-    assert f"data.path: {tmp_path}/corpus is not here" in run(capsys, "plan", str(absent))[2]
-    assert "is not here" not in run(capsys, "plan", str(given))[2]
-    assert "is not here" not in run(capsys, "plan", "--to", "http://head:8265", str(absent))[2]
+    other.write_text(spec.replace("path: stdlib", f"path: {tmp_path}"))
+    given.write_text(spec)
+    for unfit in (absent, other):
+        said = run(capsys, "plan", str(unfit))[2]
+        assert "data.path: submit will refuse it, seen from" in said and "losscast data prepare" in said
+    assert "will refuse" not in run(capsys, "plan", str(given))[2]
+    assert "will refuse" not in run(capsys, "plan", "--to", "http://head:8265", str(absent))[2]
 
 
 def test_a_script_saves_when_it_does_and_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:

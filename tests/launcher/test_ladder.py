@@ -1,9 +1,11 @@
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.cli import main
 from launcher.errors import WrongInput
 from launcher.jobs.climbing import Rung, finished, fitting, write_points
 from launcher.jobs.ladder import merged, read_ladder, specs_of
@@ -227,3 +229,20 @@ def test_two_rungs_of_one_name_are_both_pointed_at(tmp_path: Path) -> None:
 def test_a_run_given_for_a_ladder_is_said_to_be_one() -> None:
     with pytest.raises(WrongInput, match="losscast submit"):
         read_ladder({"name": "x", "train": {}}, "run.yaml")
+
+
+def test_data_that_is_not_there_and_a_token_that_is_not_set_are_said_before_hours_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOSSCAST_TOKEN", raising=False)
+    watched = merged(LADDER, {"base": {"monitor": {"url": "http://watch.lab:8700"}}})
+    Path("ladder.yaml").write_text(json.dumps(watched))
+    assert main(["ladder", "ladder.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "LOSSCAST_TOKEN is not set here" in said and "--scope ingest\n" in said
+    absent = merged(watched, {"base": {"data": {"path": "corpus"}}})
+    Path("ladder.yaml").write_text(json.dumps(absent))
+    assert main(["ladder", "ladder.yaml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "rung bytes-w8: data.path: corpus" in said and "losscast data prepare" in said
