@@ -117,7 +117,7 @@ def build(monitor: Monitor, *, tls: bool = False) -> ASGIApp:
                 comma = b","
             yield b"]}"
 
-        if total <= 5000 or fewer:
+        if sum(columns.n for _, columns in parts) <= 5000:
             return Response(b"".join(text()), media_type="application/json")
         return StreamingResponse(text(), media_type="application/json")
 

@@ -2,18 +2,23 @@
 
 import itertools
 import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monitor.schema import encode_event, run_started
+from monitor.service import monitor as monitor_service
 from monitor.service import views as kept_views
+from monitor.service.monitor import Monitor
 from monitor.service.views import Parts, Views
+from monitor.store import reading
 from monitor.store.columns import Columns
 from monitor.store.ingest import Ingest
-from monitor.store.reading import rows, samples
+from monitor.store.reading import LAST, rows, samples
 from monitor.store.store import Store
 from monitor.store.tables import ChunkRow
 from monitor.wire import parse
@@ -148,3 +153,30 @@ def test_whatever_comes_the_extremes_are_shown_and_every_value_is_true(told: Tol
             assert min(abs(step - other) for other in spikes) <= bucket
         assert min(truth.values()) == min(row["loss"] for row in seen)
         assert len(seen) <= MOST + MOST // 4
+
+
+def test_of_long_runs_one_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory in step with its length, and a page may ask for many."""
+    monkeypatch.setattr(monitor_service, "LARGE_SAMPLES", 50)
+    inside, most = [0], [0]
+
+    def find(*args: Any, **more: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return found(*args, **more)
+
+    found = reading.find
+    told = Told(tmp_path)
+    told.send(range(1, 101))
+    told.ingest.stop()
+    told.store.close()
+    monitor = Monitor(tmp_path)
+    monkeypatch.setattr(monitor_service, "find", find)
+    monkeypatch.setattr(kept_views, "find", find)
+    facts = monitor.ingest.runs["r"]
+    asked = [(0, LAST, 10), (5, 90, 10), (5, 90, 0)] * 3
+    with ThreadPoolExecutor(9) as pool:
+        answers = list(pool.map(lambda a: monitor.samples(facts, a[0], a[1], None, a[2]), asked))
+    assert {total for total, _, _ in answers} == {100, 86} and most == [1]
