@@ -75,7 +75,7 @@ def used(pid: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run it and print one JSON line."""
+    """Run it and print a JSON line of the ingest, then one of what was behind it."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
     senders = int(sys.argv[3]) if len(sys.argv) > 3 else 4
@@ -102,6 +102,24 @@ def main() -> None:
         judge = children(pid)[0]
         cpu_s, peak = used(pid)
         judge_cpu_s, judge_peak = used(judge)
+        print(
+            json.dumps(
+                {
+                    "durable_samples_per_s": round(total / wall),
+                    "request_p50_ms": round(1e3 * took[len(took) // 2], 1),
+                    "request_p99_ms": round(1e3 * took[int(len(took) * 0.99)], 1),
+                    "samples_a_request": size,
+                    "senders": senders,
+                    "seconds": round(wall, 1),
+                    "service_cpu_us_a_sample": round(1e6 * cpu_s / total, 1),
+                    "load_average": os.getloadavg()[0],
+                    "rss_peak_mib": round(peak),
+                    "judge_cores": round(judge_cpu_s / wall, 2),
+                    "judge_rss_peak_mib": round(judge_peak),
+                }
+            ),
+            flush=True,
+        )
         ended = time.time()
         reads: dict[str, list[float]] = {"end": [], "whole": []}
         unjudged = set(sent)
@@ -123,17 +141,6 @@ def main() -> None:
         print(
             json.dumps(
                 {
-                    "durable_samples_per_s": round(total / wall),
-                    "request_p50_ms": round(1e3 * took[len(took) // 2], 1),
-                    "request_p99_ms": round(1e3 * took[int(len(took) * 0.99)], 1),
-                    "samples_a_request": size,
-                    "senders": senders,
-                    "seconds": round(wall, 1),
-                    "service_cpu_us_a_sample": round(1e6 * cpu_s / total, 1),
-                    "load_average": os.getloadavg()[0],
-                    "rss_peak_mib": round(peak),
-                    "judge_cores": round(judge_cpu_s / wall, 2),
-                    "judge_rss_peak_mib": round(judge_peak),
                     "judge_done_after_s": None if unjudged else round(lag, 1),
                     "read_end_worst_ms": round(1e3 * max(reads["end"])),
                     "read_whole_worst_ms": round(1e3 * max(reads["whole"])),

@@ -6,7 +6,7 @@ ordinal of the last it stands for and keeps that of the first; what was expected
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -20,6 +20,8 @@ MOST, LEAST = 4096, 1024
 """Samples of a row that was put together; fewer than LEAST are left waiting for more, but where nothing can follow."""
 ROWS = 20_000
 """Rows looked at in one go."""
+PORTION_BYTES = 2 << 20
+"""Of what is put together in one commit: every sender waits for it."""
 Row = TypeVar("Row")
 
 
@@ -60,16 +62,7 @@ class Merger:
         band_groups = closed(
             bands, lambda a, b: a.attempt == b.attempt and b.prev == a.ord, _band_size, whole
         )
-        merge = Merge(id)
-        for group in chunk_groups:
-            if len(group) > 1:
-                merge.old_chunks += group
-                merge.chunks.append(_chunk(group))
-        for group in band_groups:
-            if len(group) > 1:
-                merge.old_bands += group
-                merge.bands.append(_band(group))
-        if merge.chunks or merge.bands:
+        for merge in _portions(id, chunk_groups, band_groups):
             self._write(merge).result(60)
         self._after[id] = (
             chunk_groups[-1][-1].ord if chunk_groups else after[0],
@@ -106,6 +99,27 @@ def closed(
     if current and (whole or total >= LEAST):
         groups.append(current)
     return groups
+
+
+def _portions(id: int, chunks: list[list[ChunkRow]], bands: list[list[BandRow]]) -> Iterator[Merge]:
+    """Merges of the groups that have more than one row, each small enough that what is sent meanwhile does not wait long."""
+    merge, size = Merge(id), 0
+    for group in (g for g in chunks if len(g) > 1):
+        merge.old_chunks += group
+        merge.chunks.append(_chunk(group))
+        size += len(merge.chunks[-1].body)
+        if size >= PORTION_BYTES:
+            yield merge
+            merge, size = Merge(id), 0
+    for rows in (g for g in bands if len(g) > 1):
+        merge.old_bands += rows
+        merge.bands.append(_band(rows))
+        size += len(merge.bands[-1].body)
+        if size >= PORTION_BYTES:
+            yield merge
+            merge, size = Merge(id), 0
+    if merge.chunks or merge.bands:
+        yield merge
 
 
 def _band_size(band: BandRow) -> int:

@@ -10,12 +10,14 @@ from monitor.judge import Settings
 from monitor.judging.feeding import Runs
 from monitor.judging.run import Court, Run, fresh
 from monitor.schema import encode_event, event
+from monitor.store import merging
 from monitor.store.check import check
 from monitor.store.columns import Damaged
 from monitor.store.ingest import Ingest
 from monitor.store.merging import LEAST, MOST, Merger
 from monitor.store.reading import rows, samples
 from monitor.store.store import Store
+from monitor.store.tables import Merge
 from monitor.wire import parse
 from tests.monitor.test_ingest import sample
 
@@ -177,3 +179,22 @@ def test_small_chunks_of_a_run_that_goes_on_are_left_until_there_are_enough(
     tail = [c for c in chunks if c.attempt == 2]
     assert sum(c.n for c in tail) == 600 < LEAST
     assert len(tail) > 1, "the newest samples are not rewritten each time one more comes"
+
+
+def test_a_large_merge_is_written_in_portions_and_comes_to_the_same(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sender waits for a commit: ten minutes of a busy run put together in one stop them for a fifth of a second."""
+    store, ingest = live
+    before, written = shown(store), list[Merge]()
+
+    def write(merge: Merge) -> Any:
+        written.append(merge)
+        return ingest.merge(merge)
+
+    monkeypatch.setattr(merging, "PORTION_BYTES", 4000)
+    small = len(list(store.chunks(1)))
+    merge(Merger(store, write), ingest)
+    assert len(written) >= 3 and all(len(m.chunks) + len(m.bands) == 1 for m in written)
+    assert shown(store) == before and len(list(store.chunks(1))) < small / 100
+    assert not list(check(store.path))
