@@ -12,7 +12,6 @@ import ctypes
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from launcher.ports import free_port
 from launcher.runspec.accounting import parameter_count
 from launcher.runspec.model import RunSpec
 
@@ -113,11 +113,8 @@ def main() -> int:
         from launcher.training.ending import end_with
 
         end_with(lambda: rank(args))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     common = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(args.ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(args.ranks),
         "LOCAL_WORLD_SIZE": str(args.ranks), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         # free memory goes back to the system, or the peak would be the allocator's

@@ -17,6 +17,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from launcher.ports import free_port
 from launcher.reporter import Reporter
 
 
@@ -78,13 +79,10 @@ def main() -> int:
     monitor = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     monitor.start()
     hung = socket.create_server(("127.0.0.1", 0), backlog=128)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        refused = s.getsockname()[1]
     cases = {
         "up": f"http://127.0.0.1:{ours.recv()}",
         "hung": f"http://127.0.0.1:{hung.getsockname()[1]}",
-        "refused": f"http://127.0.0.1:{refused}",
+        "refused": f"http://127.0.0.1:{free_port()}",
         "unresolvable": "http://monitor.invalid:8700",
     }
     table, fine = {}, True

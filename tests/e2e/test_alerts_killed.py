@@ -1,5 +1,6 @@
 """P5: real Prometheus and Alertmanager, and one of them or the monitor killed every few seconds, while twenty runs go well or
-badly in one service. Every page comes, no page is false, and none is sent more than once again for each kill.
+badly in one service. Every page comes, no page is false, and none is sent more than once again for each kill. Of false warnings
+there are no more than the judge is allowed, one in 100,000 steps: none in CI's twenty runs.
 """
 
 import contextlib
@@ -47,6 +48,8 @@ class Sender(threading.Thread):
         self.done = threading.Event()
         self.rng = {run: random.Random(run) for run in kinds}
         self.problems: list[str] = []
+        self.step = 1
+        """The next one of every run that goes on."""
 
     def lines(self, run: str, step: int) -> list[bytes]:
         kind, rng = self.kinds[run], self.rng[run]
@@ -64,12 +67,11 @@ class Sender(threading.Thread):
         return [schema.encode_event(schema.sample(run, 1, step - 1, step=step, loss=loss, time=time.time()))]
 
     def run(self) -> None:
-        step = 1
         while not self.done.is_set():
             began = time.monotonic()
-            steps = range(step, step + 5)
+            steps = range(self.step, self.step + 5)
             body = b"".join(line for run in self.kinds for s in steps for line in self.lines(run, s))
-            step += 5
+            self.step += 5
             while not self.done.is_set():
                 with contextlib.suppress(
                     OSError, http.client.HTTPException
@@ -114,10 +116,14 @@ def test_no_page_is_missed_and_none_is_false_while_everything_is_killed(tmp_path
         assert not sender.problems
         missed = {run: alert for run, alert in wanted.items() if not webhook.firing(alert, run)}
         assert not missed, (missed, service.log.read_text()[-1000:])
+        warnings = set[tuple[str, str]]()
         for _, alert in list(webhook.got):
-            run = alert["labels"].get("run")
-            if alert["status"] == "firing" and run is not None:
-                assert alert["labels"]["alertname"] in MAY[kinds[run]], (run, alert)
+            run, name = alert["labels"].get("run"), alert["labels"]["alertname"]
+            if alert["status"] == "firing" and run is not None and name not in MAY[kinds[run]]:
+                assert alert["labels"]["severity"] == "warning", (run, alert)
+                warnings.add((name, run))
+        steps = sender.step * list(kinds.values()).count("healthy")
+        assert len(warnings) <= steps // 100_000, (warnings, steps)
         sent = {
             (a["labels"]["alertname"], a["labels"].get("run"), a["labels"]["severity"]): 0
             for _, a in webhook.got
@@ -128,5 +134,5 @@ def test_no_page_is_missed_and_none_is_false_while_everything_is_killed(tmp_path
             )
         assert max(sent.values()) <= 1 + kills, sent
         print(
-            f"{RUNS} runs, {kills} kills, {len(wanted)} pages wanted, 0 missed, 0 false; most often sent: {max(sent.values())}"
+            f"{RUNS} runs, {kills} kills, {len(wanted)} pages wanted, 0 missed, 0 false; {len(warnings)} false warnings in {steps} healthy steps; most often sent: {max(sent.values())}"
         )
