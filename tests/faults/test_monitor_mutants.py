@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from monitor import schema as wire
 from monitor.service.guard import OPEN
 from tests.monitor.test_service import Open, curve, lines
