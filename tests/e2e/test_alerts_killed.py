@@ -120,8 +120,9 @@ def test_no_page_is_missed_and_none_is_false_while_everything_is_killed(tmp_path
         for _, alert in list(webhook.got):
             run, name = alert["labels"].get("run"), alert["labels"]["alertname"]
             if alert["status"] == "firing" and run is not None and name not in MAY[kinds[run]]:
-                assert alert["labels"]["severity"] == "warning", (run, alert)
-                warnings.add((name, run))
+                assert alert["labels"]["severity"] != "critical", (run, alert)
+                if alert["labels"]["severity"] == "warning":
+                    warnings.add((name, run))
         steps = sender.step * list(kinds.values()).count("healthy")
         assert len(warnings) <= steps // 100_000, (warnings, steps)
         sent = {
