@@ -152,7 +152,7 @@ def parse(body: bytes) -> Request:
     """The events of one decompressed body. Raises BadLine at the first line that can't be used."""
     try:
         lines = _plain.decode_lines(body)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return _parse_lines(body)
     parts: list[Samples | Event] = []
     if lines and len(set(map(_run_of, lines))) == 1 and len(set(map(_attempt_of, lines))) == 1:
@@ -178,7 +178,7 @@ def _parse_lines(body: bytes) -> Request:
         extra: dict[str, Any] = {}
         try:
             line: SampleLine = _spelled.decode(raw)
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             found = _event(raw, number)
             if found is None:
                 unknown += 1

@@ -307,7 +307,7 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 at = f"{path}:{number}:{getattr(error, 'colno', 1)}"
                 raise WrongInput(
                     f"{at}: not a line of JSON: {getattr(error, 'msg', error)}. Each line is one object, such as "

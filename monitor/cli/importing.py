@@ -99,17 +99,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prediction(path: str | None) -> dict[str, Any] | None:
-    import json
-
     from monitor.errors import WrongInput
+    from monitor.forecast.law import read_json
 
     if path is None:
         return None
-    try:
-        with open(path) as file:
-            found = json.load(file)
-    except (OSError, ValueError) as error:
-        raise WrongInput(f"{path}: {error}") from error
+    found = read_json(path, "the file that `losscast predict -o` wrote")
     if not isinstance(found, dict) or "final_loss" not in found:
         raise WrongInput(
             f"{path}: no prediction; `losscast predict law.json ... -o prediction.json` makes one"

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Print every alert and the advice; exit status 3 when the run ends off its prediction."""
     from monitor.cli.fit import pairs
     from monitor.errors import WrongInput, some
+    from monitor.forecast.law import read_json
     from monitor.forecast.points import read_curves
     from monitor.judge.line import check
     from monitor.judge.old_runs import old_runs
@@ -64,16 +65,7 @@ def run(args: argparse.Namespace) -> int:
         runs = {args.run: runs[args.run]}
     prediction = None
     if args.prediction:
-        try:
-            prediction = json.loads(Path(args.prediction).read_text())
-        except OSError as error:
-            raise WrongInput(
-                f"{args.prediction}: {error.strerror}; give the file that `losscast predict -o` wrote"
-            ) from error
-        except ValueError as error:
-            raise WrongInput(
-                f"{args.prediction}: not JSON ({error}); give the file that `losscast predict -o` wrote"
-            ) from error
+        prediction = read_json(args.prediction, "the file that `losscast predict -o` wrote")
         if not isinstance(prediction, dict):
             raise WrongInput(
                 f"{args.prediction}: holds no prediction; give the file that `losscast predict -o` wrote"

@@ -370,6 +370,8 @@ def read_json(path: str | Path, what: str) -> Any:
         raise WrongInput(f"{path}: can't be read: {error.strerror or error}; need {what}") from None
     except UnicodeDecodeError:
         raise WrongInput(f"{path}: is no text; need {what}") from None
+    except RecursionError:
+        raise WrongInput(f"{path}: is nested too deep; need {what}") from None
     except json.JSONDecodeError as error:
         raise WrongInput(
             f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); need {what}"

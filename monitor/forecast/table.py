@@ -28,6 +28,7 @@ _NOT_TABLES = (
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8 CSV, or as Parquet"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8 CSV, or as Parquet"),
 )
+_WIDEST = 60
 _SHOWN = 6  # problems told at once; the rest are counted
 
 
@@ -85,7 +86,9 @@ class Table:
                 sign = ">=" if may_equal else ">"
                 problem = f"is out of range: need a number {sign} {low:g}"
             if problem is not None:
-                problems.append(f"{self.where(row, own)} {own}: {str(cell).strip()!r} {problem}")
+                text = str(cell).strip()
+                shown = repr(text if len(text) <= _WIDEST else text[:_WIDEST] + "…")
+                problems.append(f"{self.where(row, own)} {own}: {shown} {problem}")
             values[row] = value * scale
         refuse(problems)
         return values

@@ -105,6 +105,13 @@ def test_many_mistakes_are_counted_not_all_printed(tmp_path: Path) -> None:
         read_points(write(tmp_path, "run,params,tokens,loss\n" + rows))
 
 
+def test_of_a_cell_that_is_a_page_long_the_beginning_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"params,tokens,loss\n{'[' * 100_000},1,2\n")
+    with pytest.raises(WrongInput) as caught:
+        read_points(tmp_path / "p.csv")
+    assert "2:1 params: '[[" in str(caught.value) and len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("loss", ["", "nan", "NaN", "inf", "-inf"])
 def test_a_point_without_a_finite_loss_is_left_out_with_its_line(tmp_path: Path, loss: str) -> None:
     points = read_points(write(tmp_path, GOOD + f"c,3e6,6e7,{loss}\n"))

@@ -80,7 +80,8 @@ def test_a_row_whose_loss_is_empty_is_passed_over_and_counted(
 @pytest.mark.parametrize(
     ("flag", "text", "says"),
     [
-        ("--prediction", None, "No such file"),
+        ("--prediction", None, "no such file in"),
+        ("--prediction", '{"curve":' + "[" * 100_000, "nested too deep"),
         ("--prediction", "{", "not JSON"),
         ("--prediction", "[]", "holds no prediction"),
         ("--prediction", '{"curve": {"step": [1, 2], "p50": [3]}}', "equally long lists"),

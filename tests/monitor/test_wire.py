@@ -94,6 +94,8 @@ def test_what_the_constructors_write_is_read_back() -> None:
         (b"[" * 100_000, "json"),
         (b'{"event":"checkpoint","run":"a","attempt":1,"x":"\\ud800"}\n', "json"),
         (b'{"run":"a"}\n', "invalid"),
+        (b'{"event":' + b"[" * 2000 + b'"sample"\n', "json"),
+        (b'{"event":"sample","loss":' + b"[" * 2000 + b"]" * 2000 + b"}\n", "json"),
         (line(run="../etc"), "run_id"),
         (line(run="A"), "run_id"),
         (line(run="a\n"), "run_id"),
