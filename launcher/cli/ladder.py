@@ -106,18 +106,24 @@ def _refuse_unwritable(out: Path) -> None:
         raise WrongInput(f"-o {out}: {why}. Give the path of a file that you may write.")
 
 
-def _refuse_unfit(spec: Any) -> None:
-    """Raise WrongInput, naming the rung, for data or code that its ranks would not find."""
+def _refuse_unfit(left: list[Any]) -> None:
+    """Warn of rungs whose ranks would not find their data or code. Raises WrongInput where that is all of them."""
     from launcher.data.feed import refuse_unfit
     from launcher.data.tokens import cache_folder
     from launcher.errors import WrongInput
     from launcher.jobs.owncode import refuse_uncallable
 
-    try:
-        refuse_uncallable(spec, Path.cwd())
-        refuse_unfit(spec, cache_folder())
-    except WrongInput as error:
-        raise WrongInput(f"rung {spec.name}: {error}") from error
+    unfit: list[str] = []
+    for spec in left:
+        try:
+            refuse_uncallable(spec, Path.cwd())
+            refuse_unfit(spec, cache_folder())
+        except WrongInput as error:
+            unfit.append(f"rung {spec.name}: {error}")
+    if unfit and len(unfit) == len(left):
+        raise WrongInput(unfit[0])
+    for said in unfit:
+        print(f"warning: it will fail, and the others go on: {said}", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -150,8 +156,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_out_of_sight(specs)
     rungs = standing(specs)
     left = [r.spec for r in rungs if r.state != "finished"]
-    for spec in left:
-        _refuse_unfit(spec)
+    _refuse_unfit(left)
     if left:
         print(priced(ladder.name, [make_plan(s) for s in left]), file=sys.stderr)
     if len(left) < len(rungs):

@@ -25,6 +25,8 @@ from launcher.ports import free_port
 from launcher.storage.runfolder import read_json, write_whole
 
 START_TIMEOUT_S = 60.0
+SLOW_S = 20.0
+"""A start that takes longer is looked at more closely."""
 OBJECT_STORE_BYTES = 100_000_000
 """Nothing of ours travels through Ray's object store; its default would reserve a third of the memory."""
 QUIET = {
@@ -95,8 +97,9 @@ def running(home: Path) -> Head | None:
     return head if _alive(head.pid) and listening(head.address) else None
 
 
-def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Head:
-    """Start a head with `cpus` logical CPUs on loopback and wait until its Jobs API answers.
+def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None, *, tries: int = 2) -> Head:
+    """Start a head with `cpus` logical CPUs on loopback and wait until its Jobs API answers. One that was slow, and whose own
+    parts gave up on each other for that, is started again.
 
     Raises Failed where Ray is not installed, and, with the end of Ray's own log, when it does not within a minute.
     """
@@ -111,7 +114,7 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
         descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(descriptor, secrets.token_hex(32).encode())
         os.close(descriptor)
-    gcs, dashboard, agent = free_port(), free_port(), free_port()
+    gcs, dashboard, agent, client = (free_port() for _ in range(4))
     # A folder of its own, since a job's driver is sent to the cluster that this folder's `ray_current_cluster` names: in
     # Ray's shared default that is whichever cluster of the machine started last. Short, since Ray's sockets lie in
     # it and a socket's path has at most 107 bytes.
@@ -120,7 +123,7 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
         f"--metrics-export-port={free_port()}", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp}",
     ]  # fmt: skip
     env = {
@@ -138,12 +141,21 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None) -> Hea
             command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env, start_new_session=True
         )
     head = dataclasses.replace(head, pid=process.pid)
-    deadline = time.monotonic() + START_TIMEOUT_S
+    began = time.monotonic()
     # it takes jobs when its dashboard does and the agent that starts them is there
     asked = (f"{head.dashboard}/api/jobs/", f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
-    while not (listening(head.address) and all(_answers(head, url) for url in asked)):
-        if process.poll() is not None or time.monotonic() > deadline:
+
+    def ready() -> bool:
+        # The client server, which nobody here uses, waits 30 s for the others, and Ray ends the whole cluster with it.
+        whole = time.monotonic() - began < SLOW_S or listening(f"127.0.0.1:{client}")
+        return listening(head.address) and all(_answers(head, url) for url in asked) and whole
+
+    while not ready():
+        died = process.poll() is not None
+        if died or time.monotonic() > began + START_TIMEOUT_S:
             stop(head)
+            if died and tries > 1 and time.monotonic() > began + SLOW_S:
+                return start(home, cpus, extra_env, tries=tries - 1)
             tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
             raise Failed(f"the local Ray did not start ({tail or 'it said nothing'}). Its log: {log}")
         time.sleep(0.1)

@@ -246,3 +246,8 @@ def test_data_that_is_not_there_and_a_token_that_is_not_set_are_said_before_hour
     assert main(["ladder", "ladder.yaml", "--dry-run"]) == 2
     said = capsys.readouterr().err
     assert "rung bytes-w8: data.path: corpus" in said and "losscast data prepare" in said
+    rungs = [*LADDER["rungs"], {"workload": {"width": 16}, "data": {"path": "corpus"}}]
+    Path("ladder.yaml").write_text(json.dumps({**watched, "rungs": rungs}))
+    assert main(["ladder", "ladder.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("it will fail, and the others go on") == 1 and "data.path: corpus" in said
