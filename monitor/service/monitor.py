@@ -39,8 +39,6 @@ from monitor.store.store import Store
 SHOWN_AFTER_END_S = 900.0
 MERGE_S = 20.0
 """Small chunks are looked for this often."""
-LARGE_SAMPLES = 200_000
-"""Runs longer than this are read one at a time: the samples of one are some 150 bytes each in memory while they are read."""
 FORGOTTEN_S = 86400.0
 """A run that said nothing for a day leaves /metrics; it was paged for long enough."""
 NOTHING: dict[str, Any] = {}
@@ -86,7 +84,6 @@ class Monitor:
             self.store, self.ingest.submit_judged, settings=settings, clock=clock, changed=self._changed
         )
         self.views = Views(self.store)
-        self._large = threading.Lock()
         self.merger = Merger(self.store, self.ingest.merge)
         self.exporter = Exporter(self.figures, self.totals, version, self._gauges, url)
 
@@ -303,9 +300,9 @@ class Monitor:
         Raises Damaged.
         """
         pending = [(of, band_columns(flat)) for of, flat in self.judging.pending_bands(facts.run_id) if flat]
-        with self._large if facts.samples > LARGE_SAMPLES else contextlib.nullcontext():
-            if most > 0 and first <= 0 and last >= LAST and attempt is None:
-                return self.views.whole(facts, pending, most)
+        if most > 0 and first <= 0 and last >= LAST and attempt is None:
+            return self.views.whole(facts, pending, most)
+        with self.views.alone(facts):
             return thinned(find(self.store, facts, pending, first=first, last=last, attempt=attempt), most)
 
     # /metrics

@@ -5,6 +5,7 @@ behind it. It holds while the run has the same attempts and exactly as many samp
 that came late, or again, shows by the count), for KEPT_S at most: bytes that are damaged meanwhile are seen then.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +23,8 @@ KEPT_S = 300.0
 MOST_VIEWS = 128
 LEAST_SAMPLES = 20_000
 """A shorter run is read as quickly as it is looked up."""
+LARGE_SAMPLES = 200_000
+"""Runs longer than this are read one at a time: the samples of one are some 150 bytes each in memory while they are read."""
 
 Parts = list[tuple[int, Columns]]
 
@@ -47,6 +50,11 @@ class Views:
         self._store, self._clock = store, clock
         self._kept: OrderedDict[tuple[int, int], View] = OrderedDict()
         self._lock = threading.Lock()
+        self._large = threading.Lock()
+
+    def alone(self, facts: RunFacts) -> contextlib.AbstractContextManager[object]:
+        """Held while a run's samples are read. A view that is kept needs none, and waits for nobody."""
+        return self._large if facts.samples > LARGE_SAMPLES else contextlib.nullcontext()
 
     def whole(
         self, facts: RunFacts, pending: Sequence[tuple[int, Columns]], most: int
@@ -76,14 +84,15 @@ class Views:
     def _read(
         self, key: tuple[int, int], facts: RunFacts, pending: Sequence[tuple[int, Columns]], most: int
     ) -> tuple[int, bool, Parts]:
-        total, fewer, parts = thinned(found := find(self._store, facts, pending), most)
-        if fewer and total >= LEAST_SAMPLES:
-            view = self._view(facts, found, total, parts)
-            if view is not None:
-                with self._lock:
-                    self._kept[key] = view
-                    while len(self._kept) > MOST_VIEWS:
-                        self._kept.popitem(last=False)
+        with self.alone(facts):
+            total, fewer, parts = thinned(found := find(self._store, facts, pending), most)
+            long = fewer and total >= LEAST_SAMPLES
+            view = self._view(facts, found, total, parts) if long else None
+        if view is not None:
+            with self._lock:
+                self._kept[key] = view
+                while len(self._kept) > MOST_VIEWS:
+                    self._kept.popitem(last=False)
         return total, fewer, parts
 
     def _view(self, facts: RunFacts, found: list[Found], total: int, parts: Parts) -> View | None:

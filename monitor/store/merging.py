@@ -9,7 +9,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TypeVar
+from itertools import chain
+from typing import TypeVar, cast
 
 from monitor.store.columns import BAND, join_packed
 from monitor.store.facts import RunFacts
@@ -104,22 +105,27 @@ def closed(
 def _portions(id: int, chunks: list[list[ChunkRow]], bands: list[list[BandRow]]) -> Iterator[Merge]:
     """Merges of the groups that have more than one row, each small enough that what is sent meanwhile does not wait long."""
     merge, size = Merge(id), 0
-    for group in (g for g in chunks if len(g) > 1):
-        merge.old_chunks += group
-        merge.chunks.append(_chunk(group))
-        size += len(merge.chunks[-1].body)
-        if size >= PORTION_BYTES:
-            yield merge
-            merge, size = Merge(id), 0
-    for rows in (g for g in bands if len(g) > 1):
-        merge.old_bands += rows
-        merge.bands.append(_band(rows))
-        size += len(merge.bands[-1].body)
+    for group in chain(chunks, bands):
+        if len(group) > 1:
+            size += _put(merge, group)
         if size >= PORTION_BYTES:
             yield merge
             merge, size = Merge(id), 0
     if merge.chunks or merge.bands:
         yield merge
+
+
+def _put(merge: Merge, group: list[ChunkRow] | list[BandRow]) -> int:
+    """Have a merge put this group together. Bytes of what that makes."""
+    if isinstance(group[0], ChunkRow):
+        chunks = cast(list[ChunkRow], group)
+        merge.old_chunks += chunks
+        merge.chunks.append(_chunk(chunks))
+        return len(merge.chunks[-1].body)
+    bands = cast(list[BandRow], group)
+    merge.old_bands += bands
+    merge.bands.append(_band(bands))
+    return len(merge.bands[-1].body)
 
 
 def _band_size(band: BandRow) -> int:

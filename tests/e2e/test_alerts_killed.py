@@ -1,6 +1,6 @@
 """P5: real Prometheus and Alertmanager, and one of them or the monitor killed every few seconds, while twenty runs go well or
 badly in one service. Every page comes, no page is false, and none is sent more than once again for each kill. Of false warnings
-there are no more than the judge is allowed, one in 100,000 steps: none in CI's twenty runs.
+there are no more than the judge is allowed, one in 100,000 steps: none in CI's twenty runs, nor news of a spike.
 """
 
 import contextlib
@@ -116,15 +116,14 @@ def test_no_page_is_missed_and_none_is_false_while_everything_is_killed(tmp_path
         assert not sender.problems
         missed = {run: alert for run, alert in wanted.items() if not webhook.firing(alert, run)}
         assert not missed, (missed, service.log.read_text()[-1000:])
-        warnings = set[tuple[str, str]]()
+        warned = set[str]()
         for _, alert in list(webhook.got):
             run, name = alert["labels"].get("run"), alert["labels"]["alertname"]
             if alert["status"] == "firing" and run is not None and name not in MAY[kinds[run]]:
                 assert alert["labels"]["severity"] != "critical", (run, alert)
-                if alert["labels"]["severity"] == "warning":
-                    warnings.add((name, run))
+                warned.add(run)  # and told that it was a spike, when it is over
         steps = sender.step * list(kinds.values()).count("healthy")
-        assert len(warnings) <= steps // 100_000, (warnings, steps)
+        assert len(warned) <= steps // 100_000, (warned, steps)
         sent = {
             (a["labels"]["alertname"], a["labels"].get("run"), a["labels"]["severity"]): 0
             for _, a in webhook.got
@@ -135,5 +134,5 @@ def test_no_page_is_missed_and_none_is_false_while_everything_is_killed(tmp_path
             )
         assert max(sent.values()) <= 1 + kills, sent
         print(
-            f"{RUNS} runs, {kills} kills, {len(wanted)} pages wanted, 0 missed, 0 false; {len(warnings)} false warnings in {steps} healthy steps; most often sent: {max(sent.values())}"
+            f"{RUNS} runs, {kills} kills, {len(wanted)} pages wanted, 0 missed, 0 false; {len(warned)} false warnings in {steps} healthy steps; most often sent: {max(sent.values())}"
         )

@@ -157,7 +157,7 @@ def test_whatever_comes_the_extremes_are_shown_and_every_value_is_true(told: Tol
 
 def test_of_long_runs_one_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes memory in step with its length, and a page may ask for many."""
-    monkeypatch.setattr(monitor_service, "LARGE_SAMPLES", 50)
+    monkeypatch.setattr(kept_views, "LARGE_SAMPLES", 50)
     inside, most = [0], [0]
 
     def find(*args: Any, **more: Any) -> Any:
