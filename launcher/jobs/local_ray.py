@@ -24,7 +24,8 @@ from launcher.jobs.cluster import bearer
 from launcher.ports import free_port
 from launcher.storage.runfolder import read_json, write_whole
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
+"""A start takes some five seconds, and a minute was seen where other work had the machine's cores."""
 SLOW_S = 20.0
 """A start that takes longer is looked at more closely."""
 OBJECT_STORE_BYTES = 100_000_000
@@ -101,7 +102,7 @@ def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None, *, tri
     """Start a head with `cpus` logical CPUs on loopback and wait until its Jobs API answers. One that was slow, and whose own
     parts gave up on each other for that, is started again.
 
-    Raises Failed where Ray is not installed, and, with the end of Ray's own log, when it does not within a minute.
+    Raises Failed where Ray is not installed, and, with the end of Ray's own log, when it does not within three.
     """
     if importlib.util.find_spec("ray") is None:
         raise Failed(

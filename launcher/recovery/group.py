@@ -20,7 +20,7 @@ from ray import exceptions
 
 from launcher.errors import Failed, Held, WrongInput, one_line
 from launcher.recovery.failures import RankFailed, blame, seen_in
-from launcher.recovery.hang import hung, suspects
+from launcher.recovery.hang import HangWatch, suspects
 from launcher.recovery.places import Places, Slot, alive_nodes, home_of
 from launcher.runspec.model import RunSpec
 from launcher.training.assignment import Assignment, Outcome
@@ -52,6 +52,7 @@ class Group:
         """`threads` is CPU threads a rank. Returns at once: `assemble` waits."""
         self._places = Places(spec, threads, say)
         self._used: list[Slot] = []
+        self._watch = HangWatch()
         self.seen = Seen()
 
     def assemble(self) -> int:
@@ -74,27 +75,28 @@ class Group:
         the run.
         """
         self._used, self.seen = self._places.ready()[:ranks], Seen(reached=assignment.resume_step)
-        first = self._used[0]
+        self._watch = HangWatch()
+        first, now = self._used[0], self._watch.awake_s(time.monotonic())
         pending: dict[Any, int] = {}
         try:
             port: Any = ray.get(first.member.port.remote(), timeout=ANSWER_S)
             for rank, environment in enumerate(self._environments(port)):
                 slot = self._used[rank]
-                slot.heard, slot.pulse, slot.looking, slot.asked = time.monotonic(), None, None, -math.inf
+                slot.heard, slot.pulse, slot.looking, slot.asked = now, None, None, -math.inf
                 pending[slot.member.train.remote(asdict(assignment), environment)] = rank
         except exceptions.RayError as error:
             raise self._actor_gone(0, error) from error
         outcome: Outcome | None = None
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S)
-            self._look()
+            now = self._look()
             tick(self.seen)
             if self.seen.reached > assignment.resume_step:
                 self._places.stand_by(self._used)
             if not done:
-                why = hung(
+                why = self._watch.hung(
                     {r: s.pulse for r, s in enumerate(self._used)},
-                    {r: time.monotonic() - s.heard for r, s in enumerate(self._used)},
+                    {r: now - s.heard for r, s in enumerate(self._used)},
                 )
                 if why is not None:
                     raise self._hung(why)
@@ -175,9 +177,9 @@ class Group:
                 found.append(answer)
         return found
 
-    def _look(self) -> None:
-        """Take in the pulses that have come, and ask for the next. Never waits."""
-        now = time.monotonic()
+    def _look(self) -> float:
+        """Take in the pulses that have come, and ask for the next. Never waits. Returns how long this has been awake."""
+        now = self._watch.awake_s(time.monotonic())
         asked = {slot.looking: slot for slot in self._used if slot.looking is not None}
         if asked:
             for ref in ray.wait(list(asked), num_returns=len(asked), timeout=0.0)[0]:
@@ -199,6 +201,7 @@ class Group:
                     slot.looking, slot.asked = slot.member.look.remote(), now
             elif now - slot.heard > ANSWER_S:
                 slot.pulse = None
+        return now
 
     def _hung(self, why: str) -> RankFailed:
         """Have every rank's stacks taken, and say whom the others wait for."""

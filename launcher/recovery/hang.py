@@ -4,6 +4,10 @@ Hung: no step for three times the 99th percentile of the last steps, and never b
 validates or writes a checkpoint there is no such measure; then only START_S and LONG_S count, since a first validation
 may well take a thousand steps' time.
 
+Nor is a group hung whose watcher, or whose host, stood still itself (a machine that sleeps, a disk that does not answer):
+when it goes on every sign of life is old, and a step later it is not. So only time counts in which the watcher was awake,
+and a sign that is too old has to stay the newest for a while.
+
 Stacks come from py-spy, which reads a process from outside and so works on one that answers nothing; where it can't
 (not installed, not allowed) the process is asked to print its own, which works as long as it takes signals.
 """
@@ -19,6 +23,10 @@ from pathlib import Path
 from launcher.recovery.rank import Pulse
 
 FACTOR = 3.0
+CONFIRM_S = 3.0
+"""How long a sign of life that is too old must stay the newest; at least the longest usual step."""
+AWAKE_S = 2.0
+"""A watcher that looks several times a second, and looked last longer ago than this, stood still."""
 FLOOR_S = float(os.environ.get("LOSSCAST_HANG_FLOOR_S", "30"))
 LONG_S = float(os.environ.get("LOSSCAST_HANG_LONG_S", "900"))
 START_S = 1800.0
@@ -37,21 +45,46 @@ def limit_s(pulse: Pulse) -> float:
     return max(FLOOR_S, FACTOR * pulse.p99_s)
 
 
-def hung(pulses: Mapping[int, Pulse | None], silent_s: Mapping[int, float]) -> str | None:
-    """Why the group counts as hung, or None.
+class HangWatch:
+    """One attempt's hang watch. Pure: time is passed in, in seconds of any clock that goes on."""
 
-    pulses    by rank; None for one that did not answer
-    silent_s  for those: seconds since it last did
-    """
-    for rank, pulse in pulses.items():
-        if pulse is None:
-            if silent_s.get(rank, 0.0) > FLOOR_S:
-                return f"rank {rank}'s host does not answer for {silent_s[rank]:.0f} s"
-        elif pulse.age_s > limit_s(pulse):
-            usual = f", usually {pulse.p99_s:.2f} s at most" if pulse.phase == "step" else ""
-            doing = "made no step" if pulse.phase == "step" else f"is in its {pulse.phase}"
-            return f"rank {rank} {doing} for {pulse.age_s:.0f} s{usual}"
-    return None
+    def __init__(self) -> None:
+        self._awake = 0.0
+        self._looked: float | None = None
+        self._old: dict[int, tuple[Pulse, float]] = {}
+        """Of ranks whose sign of life is too old: the sign, and when that was seen first."""
+
+    def awake_s(self, now: float) -> float:
+        """Seconds that the watcher has been awake. Called at every look."""
+        self._awake += 0.0 if self._looked is None else min(now - self._looked, AWAKE_S)
+        self._looked = now
+        return self._awake
+
+    def hung(self, pulses: Mapping[int, Pulse | None], silent_s: Mapping[int, float]) -> str | None:
+        """Why the group counts as hung, or None.
+
+        pulses    by rank; None for one that did not answer
+        silent_s  for those: seconds since it last did, of those that the watcher was awake
+        """
+        for rank, pulse in pulses.items():
+            if pulse is None:
+                if silent_s.get(rank, 0.0) > FLOOR_S:
+                    return f"rank {rank}'s host does not answer for {silent_s[rank]:.0f} s"
+            elif pulse.age_s <= limit_s(pulse):
+                self._old.pop(rank, None)
+            elif self._stayed_s(rank, pulse) >= max(CONFIRM_S, pulse.p99_s):
+                usual = f", usually {pulse.p99_s:.2f} s at most" if pulse.phase == "step" else ""
+                doing = "made no step" if pulse.phase == "step" else f"is in its {pulse.phase}"
+                return f"rank {rank} {doing} for {pulse.age_s:.0f} s{usual}"
+        return None
+
+    def _stayed_s(self, rank: int, pulse: Pulse) -> float:
+        """How long this sign has been known to be too old."""
+        sign, since = self._old.get(rank, (pulse, self._awake))
+        if (sign.step, sign.phase) != (pulse.step, pulse.phase):
+            since = self._awake
+        self._old[rank] = pulse, since
+        return self._awake - since
 
 
 def stacks(pid: int) -> str:

@@ -54,9 +54,9 @@ class Slot:
     looking: Any = None
     """Reference to the answer that is waited for."""
     asked: float = -math.inf
-    """When that was asked for (monotonic)."""
+    """When that was asked for, by the attempt's `hang.HangWatch.awake_s`."""
     heard: float = 0.0
-    """When its actor answered last (monotonic)."""
+    """When its actor answered last, by the same."""
     pulse: Pulse | None = None
     notice: bool = False
 

@@ -239,6 +239,8 @@ def train(
                     record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
                 if saver.save(trainer.engine, step, wait=bool(finished or wish)):
                     saved = step
+                    if wish:
+                        save()  # a rank that was asked since this step began has what it was asked for
                 beat(step, "step")
             for committed in saver.committed():
                 if reporter is not None:

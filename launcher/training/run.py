@@ -159,6 +159,8 @@ class Run:
         last = step == self.total_steps
         if engine is not None and (step % self.spec.checkpoints.every_steps == 0 or last or wish):
             self.save(engine, step, wait=bool(last or wish))
+            if wish and self.saved_step == step:
+                self._save()  # a rank that was asked since this step began has what it was asked for
         self._tell_committed()
         return self.stopped
 

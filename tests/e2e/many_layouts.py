@@ -3,9 +3,11 @@ these runs do. All of them must have the same pp and tp, since DeepSpeed lays ou
 
     torchrun --nproc-per-node 2 many_layouts.py RUN.yaml[@STOP] ...
 
-A run with @STOP is stopped after so many steps, and trained again to its end.
+A run with @STOP is stopped after so many steps, and trained again to its end. Every attempt is asked for a checkpoint as the
+ranks of a host that has to go are: the first just before its third step, the others while that is made.
 """
 
+import os
 import sys
 
 from launcher.training.ending import end_with
@@ -26,9 +28,10 @@ def main() -> int:
             looks += 1
             return looks == limit
 
-        while not train(shared_assignment(spec), stop=stop).finished:
+        for _ in range(2 if at else 1):
+            asked = iter([0, 0, 1] if os.environ["RANK"] == "0" else [0, 0, 0, 1])
+            train(shared_assignment(spec), stop=stop, save=lambda asked=asked: bool(next(asked, 0)))
             release_held()
-        release_held()
     return 0
 
 

@@ -133,17 +133,15 @@ def test_from_the_manifest_to_a_finished_run(head: local_ray.Head, tmp_path: Pat
         return sorted(signalled)
 
     assert commits(str(folder.path)) == 0
-    # together and once, or twice where one of them hears of it a step later
-    assert evict(training) == sorted(training) and commits(str(folder.path)) in (1, 2), (
+    assert evict(training) == sorted(training) and commits(str(folder.path)) == 1, (
         "both ranks of a worker were asked and committed together"
     )
-    assert evict(driving) == sorted(driving) and commits(str(folder.path)) in (2, 3), (
-        "the head has no rank to ask"
-    )
+    assert evict(driving) == sorted(driving) and commits(str(folder.path)) == 2, "the head has no rank to ask"
     until(lambda: state("first") in ("FAILED", "SUCCEEDED"), "the end", 240)
     assert state("first") == "SUCCEEDED", cluster.log("first")
     result = read_json(folder.result)
-    assert result is not None and result["steps"] == 400 and folder.attempts() == [1]
+    assert result is not None and result["steps"] == 400
+    assert folder.attempts() == [1], cluster.log("first")
     end = json.loads((folder.path / "output" / f"pods-{spec.digest[7:15]}.end.json").read_text())
     assert end["status"] == 0
 

@@ -18,6 +18,7 @@ pytest.importorskip("deepspeed", reason="needs torch and deepspeed: pip install 
 
 from launcher.jobs import local_ray  # noqa: E402
 from launcher.storage.runfolder import RunFolder  # noqa: E402
+from launcher.training.saving import run_log  # noqa: E402
 
 LONG = pytest.mark.skipif(
     os.environ.get("LOSSCAST_FAULTS") != "long", reason="more of the same; LOSSCAST_FAULTS=long runs it"
@@ -214,6 +215,11 @@ def test_one_seed_gives_one_loss_curve_in_every_layout(
                 wrong[f"{x.name} {key}"] = off
         attempts = list((home / "runs" / x.name / "attempts").iterdir())
         assert len(attempts) == (2 if x.stop else 1)
+        entries = run_log(RunFolder(home / "runs" / x.name)).entries()
+        kept = [int(e.fields["step"]) for e in entries if e.kind == "commit"]
+        assert kept == ([3, x.stop, x.stop + 3, 20] if x.stop else [3, 20]), (
+            "asked a step apart, committed once"
+        )
         if x.stop:
             with (home / "runs" / x.name / "attempts" / "2" / "curve.csv").open() as file:
                 assert int(next(csv.DictReader(file))["step"]) == x.stop + 1, "it went on from its checkpoint"

@@ -16,7 +16,7 @@ from launcher.netif import interface_of
 from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal
 from launcher.recovery.failures import RankFailed, blame, seen_in
 from launcher.recovery.goodput import Ledger
-from launcher.recovery.hang import FLOOR_S, LONG_S, hung, suspects
+from launcher.recovery.hang import CONFIRM_S, FLOOR_S, LONG_S, HangWatch, suspects
 from launcher.recovery.owning import AlreadyOver, wait_for_turn
 from launcher.recovery.preempt import Watch, read_notices
 from launcher.recovery.rank import Pulse
@@ -106,12 +106,42 @@ def test_a_failure_says_its_rank() -> None:
     ],
 )
 def test_hung_is_three_times_the_usual_longest_step(pulse: Pulse, is_hung: bool) -> None:
-    assert (hung({0: pulse}, {}) is not None) == is_hung
+    assert (watched([pulse] * 400) is not None) == is_hung
+
+
+def watched(signs: list[Pulse | None], every_s: float = 0.5, watch: HangWatch | None = None) -> str | None:
+    """What a watch says that is shown one rank's signs of life, one a look; the first thing it says."""
+    watch, now, heard = watch or HangWatch(), 0.0, 0.0
+    for sign in signs:
+        now += every_s
+        awake = watch.awake_s(now)
+        heard = heard if sign is None else awake
+        if (why := watch.hung({0: sign}, {0: awake - heard})) is not None:
+            return f"{why} @{awake:g}"
+    return None
 
 
 def test_a_host_that_does_not_answer_is_hung() -> None:
-    assert hung({0: None}, {0: FLOOR_S + 1}) is not None
-    assert hung({0: None}, {0: FLOOR_S - 1}) is None
+    looks = int(FLOOR_S / 0.5)
+    assert watched([None] * (looks + 3)) is not None
+    assert watched([None] * (looks - 1)) is None
+
+
+def test_a_driver_that_stood_still_blames_nobody() -> None:
+    """Its own look was an hour ago: that nobody was heard meanwhile says nothing."""
+    assert watched([None] * 5, every_s=3600.0) is None
+    assert watched([None] * int(FLOOR_S), every_s=3600.0) is not None, "it looked often enough since"
+
+
+def test_a_host_that_stood_still_and_goes_on_is_not_hung() -> None:
+    before, frozen = Pulse(9, "step", 0.1, 0.01), Pulse(9, "step", 3 * FLOOR_S, 0.01)
+    looks = int(CONFIRM_S / 0.5)
+    assert watched([before, *[frozen] * looks, Pulse(10, "step", 0.1, 0.01)]) is None
+    assert watched([before, *[frozen] * (looks + 2)]) is not None
+    slow = Pulse(9, "step", 200.0, 60.0)  # its next step may take a minute
+    assert watched([slow] * 100) is None and watched([slow] * 130) is not None
+    other = Pulse(10, "step", 2 * FLOOR_S, 0.01)
+    assert watched([*[frozen] * looks, *[other] * looks]) is None, "it has made a step between two stands"
 
 
 WAITING = 'process 7, state S\nThread 7 (idle): "MainThread"\n    all_reduce (torch/distributed/x.py:1)\n'
