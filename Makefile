@@ -16,7 +16,8 @@ env: .venv/.dev
 demo: .venv/.demo
 	$(BIN)/losscast demo $(DEMO)
 
-# first what is quick; then what starts services, a file at a time in each process, since much of it waits
+# first what is quick; then what starts services, a file at a time in each process, since much of it waits;
+# what trains has one of the two to itself (tests/conftest.py)
 test: .venv/.dev
 	$(BIN)/python -m pytest tests -m "$(QUICK)" -n 2; quick=$$?; \
 	$(BIN)/python -m pytest tests -m "not ($(QUICK))" -n 2 --dist loadfile --durations=40 && exit $$quick

@@ -7,6 +7,45 @@ import pytest
 
 from tests.azurite import Azurite, needs_azurite
 
+TRAINING = frozenset(
+    {
+        "tests/e2e/test_alerts_killed.py",
+        "tests/e2e/test_demo.py",
+        "tests/e2e/test_kuberay_pods.py",
+        "tests/e2e/test_operations.py",
+        "tests/e2e/test_own_training.py",
+        "tests/e2e/test_script_checkpoints.py",
+        "tests/e2e/test_submitting_kinds.py",
+        "tests/e2e/test_topologies.py",
+        "tests/e2e/test_training.py",
+        "tests/e2e/test_training_on_blob.py",
+        "tests/faults/test_elastic.py",
+        "tests/faults/test_hosts.py",
+        "tests/faults/test_rollback.py",
+        "tests/faults/test_training.py",
+        "tests/faults/test_world.py",
+        "tests/launcher/test_ladder_kuberay.py",
+        "tests/launcher/test_measure.py",
+    }
+)
+"""Files whose tests keep several processes busy at once, most of them ranks and a Ray: two of these beside each other stretch every
+time-out there is, Ray's own first of all."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """With `--dist loadfile`: a file at a time in each process, and the files that train all in one process."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneTrainsAtATime(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "training" if file in TRAINING else file
+
+    return OneTrainsAtATime(config, log)
+
 
 @pytest.fixture
 def crds() -> Any:
