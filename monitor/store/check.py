@@ -1,7 +1,9 @@
 """Everything that is wrong with a store's file, in words: rows whose seal is broken, and rows that others speak of and that
 are not there."""
 
+import contextlib
 import sqlite3
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,11 @@ from monitor.store.facts import from_bytes, seal
 from monitor.store.query import quoted
 from monitor.store.tables import TABLES
 
+NEAR = 4096
+"""Rows that a damaged page can hide, about: so far each number is tried."""
+LAST = 2**62
+MOST_PLACES = 1000
+"""Damaged places of a table after which nothing more is looked for in it."""
 KEY = {"bands": 2, "alerts": 6, "verdicts": 4}
 """How many of a row's first columns name it, where that is not its first one."""
 
@@ -95,8 +102,13 @@ def _whole_numbers(*cells: Any) -> bool:
 
 
 def readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | None]:
-    """Every row that SQLite can still give, from both ends of the table; None once where it could not go on."""
-    key = KEY.get(table, 1)
+    """Every row that SQLite can still give, on both sides of each damaged place; None once where there is one."""
+    if table in KEY:
+        return _from_both_ends(db, table, KEY[table])
+    return _around(db, table)
+
+
+def _from_both_ends(db: sqlite3.Connection, table: str, key: int) -> Iterator[tuple[Any, ...] | None]:
     seen: set[Any] = set()
     for direction in ("ASC", "DESC"):
         order = ", ".join(f"{i} {direction}" for i in range(1, key + 1))
@@ -109,6 +121,61 @@ def readable(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | N
         except DAMAGE:
             if direction == "ASC":
                 yield None
+
+
+def _around(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | None]:
+    """Of a table whose rows have a number, their first column: where one can't be read, the next that can is looked for."""
+    following = 0
+    for places in range(MOST_PLACES):
+        newest: deque[tuple[Any, ...]] = deque(maxlen=32)  # a number counts only where its row's seal holds
+        try:
+            for row in db.execute(f"SELECT * FROM {table} WHERE rowid>=? ORDER BY rowid", (following,)):
+                yield row
+                newest.append(row)
+            return
+        except DAMAGE:
+            if places == 0:
+                yield None
+        following = max([following, *(row[0] + 1 for row in newest if whole(row))])
+        # Python's cursor reads one row ahead, and gives the one before a damaged place to nobody
+        with contextlib.suppress(*DAMAGE):
+            last = _row_from(db, table, following)
+            if last is not None and whole(last):
+                yield last
+                following = last[0] + 1
+        beyond = _next_readable(db, table, following)
+        if beyond is None:
+            return
+        following = beyond
+
+
+def _row_from(db: sqlite3.Connection, table: str, number: int) -> tuple[Any, ...] | None:
+    return db.execute(f"SELECT * FROM {table} WHERE rowid>=? ORDER BY rowid LIMIT 1", (number,)).fetchone()
+
+
+def _next_readable(db: sqlite3.Connection, table: str, unread: int) -> int | None:
+    """A number after `unread` from which rows can be read again: about the first; None where there is none."""
+
+    def reads(number: int) -> bool | None:
+        """None: there is nothing from this number on."""
+        try:
+            return None if _row_from(db, table, number) is None else True
+        except DAMAGE:
+            return False
+
+    bad, good, said = unread, unread, False
+    while said is False and good < LAST:
+        far = good - unread
+        bad, good = good, min(good + (1 if far < NEAR else far // 8), LAST)
+        said = reads(good)  # what lies between two damaged places is not jumped over
+    while good - bad > 1:
+        middle = (bad + good) // 2
+        found = reads(middle)
+        if found is False:
+            bad = middle
+        else:
+            good, said = middle, found
+    return good if said else None
 
 
 def whole(row: tuple[Any, ...]) -> bool:

@@ -5,6 +5,7 @@ and keeps the damaged file beside it. What was judged from missing rows is judge
 """
 
 import itertools
+import shutil
 import sqlite3
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from monitor.errors import Failed, WrongInput
 from monitor.store.check import DAMAGE, check, readable, whole, words
 from monitor.store.columns import Damaged, unpack
 from monitor.store.facts import AttemptFacts, RunFacts, from_bytes
+from monitor.store.known_schema import readable_schema, with_known_schema
 from monitor.store.noting import note_event, note_samples
 from monitor.store.query import quoted
 from monitor.store.store import FILE, Store
@@ -33,22 +35,27 @@ def repair(folder: Path) -> list[str]:
         if not said:
             return []
         fresh = folder / "repaired"
-        for old in fresh.glob("*"):
-            old.unlink()
+        shutil.rmtree(fresh, ignore_errors=True)
+        source = path
+        if not readable_schema(path):
+            (fresh / "known").mkdir(parents=True)
+            source = with_known_schema(path, fresh / "known")
+            said.append(
+                "the page that says where the tables are was damaged; a new store's was read in its place"
+            )
         store = Store(fresh)
         try:
-            said += _rescue(path, store)
+            said += _rescue(source, store)
         finally:
             store.close()
+            shutil.rmtree(fresh / "known", ignore_errors=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         for suffix in ("", "-wal", "-shm"):
             damaged = folder / (FILE + suffix)
             if damaged.exists():
                 damaged.rename(folder / f"{FILE}{suffix}.damaged-{stamp}")
         (fresh / FILE).rename(path)
-        for old in fresh.glob("*"):
-            old.unlink()
-        fresh.rmdir()
+        shutil.rmtree(fresh)
         return said
     except (OSError, *DAMAGE) as error:
         raise Failed(f"{folder}: {words(error)}") from error

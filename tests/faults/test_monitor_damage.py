@@ -234,3 +234,51 @@ def test_what_a_repair_leaves_is_true_and_readable(tmp_path: Path) -> None:
         repaired += bool(said)
         shutil.rmtree(folder)
     assert repaired > 5
+
+
+@pytest.mark.parametrize("kind", ["flip", "burst", "blank"])
+@pytest.mark.parametrize("source", ["closed", "good"])
+def test_no_sample_is_lost_for_damage_to_the_page_that_lists_the_tables(
+    tmp_path: Path, kind: str, source: str
+) -> None:
+    """Every row of the file is whole then, and SQLite by itself would show none of them."""
+    whole = [run["samples"] for run in fill(tmp_path / "live")[-1]]
+    rng, hidden = random.Random(7), 0
+    for _ in range(200 if LONG else 12):
+        folder = tmp_path / "bad"
+        shutil.copytree(tmp_path / source, folder)
+        content = bytearray((folder / FILE).read_bytes())
+        if kind == "blank":
+            content[:4096] = bytes(4096)
+        for _ in range({"flip": 1, "burst": 40, "blank": 0}[kind]):
+            content[rng.randrange(100, 4096)] ^= 1 << rng.randrange(8)
+        (folder / FILE).write_bytes(bytes(content))
+        said = repair(folder)
+        hidden += any("page that says where" in line for line in said)
+        assert [run["samples"] for run in read(folder)] == whole, said
+        assert list(folder.glob("*.damaged-*")) if said else not list(folder.glob("*.damaged-*"))
+        shutil.rmtree(folder)
+    assert hidden > (0 if source == "closed" else -1)
+
+
+def test_rows_between_two_damaged_places_are_kept(tmp_path: Path) -> None:
+    """SQLite stops at the first from either end."""
+    fill(tmp_path / "live")
+    folder = tmp_path / "closed"
+    db = sqlite3.connect(folder / FILE)
+    ords = [ord for (ord,) in db.execute("SELECT ord FROM chunks ORDER BY ord")]
+    bodies = {ord: body for ord, body in db.execute("SELECT ord, body FROM chunks")}
+    db.close()
+    content = bytearray((folder / FILE).read_bytes())
+    hit = list[int]()
+    for share in (0.25, 0.5, 0.75):  # the page that a row in the middle of each part lies on
+        page = content.index(bodies[ords[int(share * len(ords))]]) // 4096 * 4096
+        hit += [ord for ord in ords if page <= content.find(bodies[ord]) < page + 4096]
+        content[page : page + 4096] = bytes(4096)
+    (folder / FILE).write_bytes(bytes(content))
+    said = repair(folder)
+    db = sqlite3.connect(folder / FILE)
+    kept = [ord for (ord,) in db.execute("SELECT ord FROM chunks ORDER BY ord")]
+    db.close()
+    assert len(hit) < len(ords) // 2 and set(kept) == set(ords) - set(hit), said
+    assert any("samples are lost" in line for line in said)
