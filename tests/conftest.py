@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests uses."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,6 @@ TRAINING = frozenset(
         "tests/e2e/test_own_training.py",
         "tests/e2e/test_script_checkpoints.py",
         "tests/e2e/test_submitting_kinds.py",
-        "tests/e2e/test_topologies.py",
         "tests/e2e/test_training.py",
         "tests/e2e/test_training_on_blob.py",
         "tests/faults/test_elastic.py",
@@ -25,11 +25,17 @@ TRAINING = frozenset(
         "tests/faults/test_training.py",
         "tests/faults/test_world.py",
         "tests/launcher/test_ladder_kuberay.py",
-        "tests/launcher/test_measure.py",
     }
 )
-"""Files whose tests keep several processes busy at once, most of them ranks and a Ray: two of these beside each other stretch every
+"""Files whose tests keep several processes busy at once, most of them ranks under a Ray: two of these beside each other stretch every
 time-out there is, Ray's own first of all."""
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage: on a busy machine to go over all of it takes seconds, in the middle of some test that looks
+    at the clock."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
