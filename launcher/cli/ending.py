@@ -169,9 +169,9 @@ def resume_run(args: argparse.Namespace) -> int:
     if spec is not None:
         if args.back_to is None:
             return hand_in(spec, args, args.run, law=None)
-        from launcher.cli.kuberay import storage_to_go_back_in
+        from launcher.cli.kuberay import storage
 
-        return going_back(storage_to_go_back_in(spec), spec, args)
+        return going_back(storage(spec, "--back-to: is written into the run's log"), spec, args)
     from pathlib import Path
 
     from launcher.cli.finding import folder_of, standing_of

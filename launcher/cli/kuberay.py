@@ -40,15 +40,15 @@ def in_reach(spec: Any) -> bool:
     return url.startswith("az://") or RunFolder.of(url, spec.name).spec.is_file()
 
 
-def storage_to_go_back_in(spec: Any) -> Any:
-    """The folder of a run whose log is to say from which checkpoint it goes on. Raises WrongInput where it is out of reach."""
+def storage(spec: Any, what: str) -> Any:
+    """The folder of a run of whose storage something is wanted. Raises WrongInput where it is out of reach."""
     from launcher.errors import WrongInput
     from launcher.storage.remote import refresh
     from launcher.storage.runfolder import RunFolder
 
     if not in_reach(spec):
         raise WrongInput(
-            f"--back-to: is written into the run's log, and {spec.checkpoints.url} of {spec.name} is a disk of the cluster that is "
+            f"{what}, and {spec.checkpoints.url} of {spec.name} is a disk of the cluster that is "
             "not mounted here. Use a machine or a pod that has it, or checkpoints at az://."
         )
     folder = RunFolder.of(spec.checkpoints.url, spec.name)

@@ -20,7 +20,8 @@ def register(commands: Any) -> None:
         "logs",
         help="what a run printed, kept in its own storage",
         description="Print what the newest job of a run printed: its driver and rank 0. With --rank, everything that one "
-        "rank printed, of the newest attempt if no other is named. Read from the run's storage, so it outlives the cluster.",
+        "rank printed, of the newest attempt if no other is named. Read from the run's storage, so it outlives the cluster. Of a run on Kubernetes: what its "
+        "submitter's pod printed, and with --rank what lies in the storage, where that can be reached from here.",
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument(
@@ -37,17 +38,19 @@ def register(commands: Any) -> None:
 def logs_of(args: argparse.Namespace) -> int:
     """Print, and with -f go on until the run has ended."""
     from launcher.cli import kuberay
-
-    spec = on_kubernetes(args.run)
-    if spec is not None:
-        return kuberay.logs(spec, args)
-    from launcher.cli.finding import folder_of
     from launcher.errors import WrongInput
-    from launcher.storage.carried import bring
 
     if args.tail is not None and args.tail < 0:
         raise WrongInput(f"--tail {args.tail}: give a count of lines, 0 or more.")
-    folder = folder_of(args.run)
+    spec = on_kubernetes(args.run)
+    if spec is not None and args.rank is None and args.attempt is None:
+        return kuberay.logs(spec, args)
+    from launcher.cli.finding import folder_of
+    from launcher.storage.carried import bring
+
+    folder = (
+        folder_of(args.run) if spec is None else kuberay.storage(spec, "--rank: is kept in the run's storage")
+    )
     rank = args.rank if args.rank is not None or args.attempt is None else 0
     bring(folder, logs=True)
     path = wanted(folder, rank, args.attempt)

@@ -1,4 +1,5 @@
-"""Which rank is slow: each rank's own time in a step, gathered with its loss, and who stands apart for good.
+"""Which rank is slow, and which one computes something else: each rank's own time in a step and its loss, gathered together, and
+who stands apart for good.
 
 Own time is from the step's begin to the end of its first forward pass, in seconds: what a rank does before it first
 waits for the others. With ZeRO 3 and in a pipeline the forward pass already waits, and all ranks look alike: then
@@ -8,6 +9,7 @@ A lag of less than MATTERS_S is the scheduler's noise and not worth a person's l
 turns at being slow, that is said once in SAY_S and the turns are counted.
 """
 
+import math
 import statistics
 import time
 from collections import deque
@@ -24,6 +26,13 @@ MATTERS_S = 0.005
 """Nor is it one while it keeps the others waiting for less than this, in each step."""
 SAY_S = 60.0
 """Between two words in the log."""
+
+APART_RATIO = 3.0
+"""A rank's loss is apart at this many times the usual largest distance from the mean, as the monitor's RankApart has it,"""
+APART_LEAST = 1e-3
+"""but not for fewer nats than this, where ranks that share a model differ by rounding,"""
+APART_STEPS = 5
+"""and is named when the same one was so in so many steps running."""
 
 
 class Stopwatch:
@@ -55,6 +64,42 @@ class Stopwatch:
             self._events[1].record()
         else:
             self.seconds = time.monotonic() - self._began
+
+
+class Apart:
+    """Names the rank whose loss has left the others': the monitor is told only how far apart they are."""
+
+    def __init__(self) -> None:
+        self._usual, self._seen = 0.0, 0
+        self._ranks, self._running, self._said = list[int](), 0, float("-inf")
+
+    def add(self, losses: Sequence[float], now: float) -> str | None:
+        """Take one step's losses, by rank. What to say, at most every SAY_S seconds; `now` in seconds of any clock that goes
+        forward. A loss that is no number is apart from any that is one."""
+        if len(losses) < 2:
+            return None
+        finite = [x for x in losses if math.isfinite(x)]
+        mean = statistics.fmean(finite) if finite else 0.0
+        off = [abs(x - mean) if math.isfinite(x) else math.inf for x in losses]
+        most = max(off)
+        # of two each is as far from their mean as the other
+        ranks = [rank for rank, x in enumerate(off) if x >= 0.999 * most]
+        if finite and self._seen >= WINDOW and most > max(APART_RATIO * self._usual, APART_LEAST):
+            self._running = self._running + 1 if ranks == self._ranks else 1
+            self._ranks = ranks
+        else:
+            self._running = 0
+            if math.isfinite(most):
+                self._seen += 1
+                self._usual += (most - self._usual) / min(self._seen, WINDOW)
+        if self._running < APART_STEPS or now - self._said < SAY_S:
+            return None
+        self._said = now
+        who = " or ".join(map(str, ranks[:8]))
+        return (
+            f"rank {who} stands apart: its loss is {losses[ranks[0]]:.4f}, the mean {mean:.4f}, and the farthest is usually "
+            f"{self._usual:.4f} off"
+        )
 
 
 class Stragglers:

@@ -26,7 +26,7 @@ from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.training.assignment import Assignment, Outcome, open_reporter, result_row
 from launcher.training.drill import VARIABLE, Drill, read_drill
-from launcher.training.health import Stopwatch, Stragglers
+from launcher.training.health import Apart, Stopwatch, Stragglers
 from launcher.training.preflight import preflight
 
 VALIDATED_AT_ONCE = 32
@@ -61,6 +61,8 @@ class Trainer:
         self._watch = Stopwatch(self.device.type == "cuda")
         self.own_s: list[float] = []
         """Each rank's own seconds in the newest step, see `launcher.training.health`."""
+        self.losses: list[float] = []
+        """Each rank's loss in it."""
 
     def restore(self, folder: RunFolder) -> None:
         """Load the verified checkpoint that the assignment names."""
@@ -96,7 +98,7 @@ class Trainer:
         self.layout.update(self._parts(first), self.drill.poisons(step), self._watch.lap, tell)
         gathered[0].wait()
         table = self._all.view(self.world, 3).tolist()
-        losses = [row[0] for row in table]
+        self.losses = losses = [row[0] for row in table]
         self.own_s = [row[2] for row in table]
         mean = sum(losses) / len(losses)
         spread = max((abs(x - mean) for x in losses), default=0.0)
@@ -191,7 +193,7 @@ def train(
     saver = Saver(folder, assignment.attempt, spec, trainer.rank, trainer.world)
     params, total = parameter_count(spec), spec.total_steps
     asked = StopRequest(folder.stop, stop)
-    stragglers = Stragglers()
+    stragglers, apart = Stragglers(), Apart()
     record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
     reporter = open_reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
     if drill.step is not None and trainer.rank == 0:
@@ -221,8 +223,9 @@ def train(
                 tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
                 record.add(step, tokens, loss, val, lr, norm)
                 extra: dict[str, Any] = stragglers.add(trainer.own_s)
-                if (news := stragglers.news(now)) is not None:
-                    print(f"losscast: step {step}: {news}", file=sys.stderr, flush=True)
+                for news in (stragglers.news(now), apart.add(trainer.losses, now)):
+                    if news is not None:
+                        print(f"losscast: step {step}: {news}", file=sys.stderr, flush=True)
                 if reporter is not None:
                     if val is not None:
                         extra["val_loss"] = val

@@ -15,6 +15,7 @@ from launcher.runspec.model import Entrypoint, RunSpec
 from launcher.runspec.schedule import lr_at
 from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder
+from launcher.training.health import Apart
 
 GO_ON, SAVE, STOP, STOP_NOW = range(4)
 """What ranks may wish: STOP is a person's, which may wait for a script's own save; STOP_NOW is for who has to go."""
@@ -57,6 +58,7 @@ class Run:
         self.saved_step: int | None = None
         """The newest that this attempt saved."""
         self._previous = time.monotonic()
+        self._apart = Apart()
 
     def begin(self, resume_step: int) -> None:
         """Training goes on after this step: the monitor is told."""
@@ -154,6 +156,8 @@ class Run:
         self.last_step, self.asked = step, wish >= STOP
         self.stopped = self.asked and not (wish == STOP and self.awaits_save)
         self.val_loss = val_loss if val_loss is not None else self.val_loss
+        if self.rank == 0 and (news := self._apart.add(losses, time.monotonic())) is not None:
+            self.say(f"step {step}: {news}")
         self._beat(step, "step")
         self._tell(step, mean, max(abs(x - mean) for x in losses), lr, grad_norm, val_loss)
         last = step == self.total_steps

@@ -1,5 +1,6 @@
 """`losscast alert`: the rules of every alert, what to do about it, one sent through as a test; and what a person says to a
-live monitor of a run: its advice is seen (ack, snooze), its alerts are to be silent for a while (mute, unmute)."""
+live monitor of a run: its advice is seen (ack, snooze), its alerts are to be silent for a while (mute, unmute), a change is
+meant (announce)."""
 
 import argparse
 from typing import Any
@@ -31,9 +32,11 @@ def register(commands: Any) -> None:
         ("snooze", "the same for a while, then the advice is shown again"),
         ("mute", "silence a run's alerts for a while; nothing is hidden on the page"),
         ("unmute", "let them sound again"),
+        ("announce", "a change of data or learning rate is meant: the level is learnt anew from its step"),
     ):
+        scope = "ingest and read" if name == "announce" else "operate"
         p = parts.add_parser(
-            name, help=what, description=f"Tell a live monitor: {what}. The token needs the scope operate."
+            name, help=what, description=f"Tell a live monitor: {what}. The token needs the scope {scope}."
         )
         p.add_argument("run", metavar="RUN")
         if name in ("snooze", "mute"):
@@ -49,12 +52,15 @@ def register(commands: Any) -> None:
                 help="this one only; may be given again",
             )
             p.add_argument("--why", default="", metavar="TEXT", help="for those who wonder")
+        if name == "announce":
+            p.add_argument("--step", type=int, required=True, metavar="N", help="where it takes effect")
+            p.add_argument("--what", required=True, metavar="TEXT", help="shown where the judge names causes")
         if name == "ack":
             p.add_argument("--back", action="store_true", help="take an acknowledgement or a snooze back")
         p.add_argument("--url", help="the monitor (default $LOSSCAST_URL, or http://127.0.0.1:8700)")
         p.add_argument(
             "--token-env", default="LOSSCAST_TOKEN", metavar="NAME",
-            help="variable that holds a token with the scope operate (default %(default)s)",
+            help=f"variable that holds a token with the scope {scope} (default %(default)s)",
         )  # fmt: skip
         p.set_defaults(func=say)
 
@@ -143,6 +149,8 @@ def say(args: argparse.Namespace) -> int:
         )
     ask = asking(args)
     of = f"/v1/runs/{args.run}"
+    if args.part == "announce":
+        return _announce(ask, args.run, args.step, args.what)
     for_s = duration(args.how_long) if args.part in ("snooze", "mute") else None
     if args.part == "unmute" or (args.part == "ack" and args.back):
         ask(of + ("/mute" if args.part == "unmute" else "/advice"), "DELETE")
@@ -156,4 +164,27 @@ def say(args: argparse.Namespace) -> int:
             "acknowledged" if for_s is None else f"snoozed for {args.how_long}"
         )
     print(f"{args.run}: {done}", file=sys.stderr)
+    return 0
+
+
+def _announce(ask: Any, run: str, step: int, what: str) -> int:
+    """Send the event in the name of the attempt that is listened to."""
+    import sys
+    import time
+
+    from monitor.errors import WrongInput
+
+    if step < 0:
+        raise WrongInput(f"--step {step}: need the step from which the change takes effect, 0 or more")
+    attempt = max(a["attempt"] for a in ask(f"/v1/runs/{run}")["attempts"])
+    event = {
+        "event": "announce",
+        "run": run,
+        "attempt": attempt,
+        "time": time.time(),
+        "step": step,
+        "what": what,
+    }
+    ask("/v1/events", "POST", event)
+    print(f"{run}: from step {step} on, {what!r} is no anomaly", file=sys.stderr)
     return 0

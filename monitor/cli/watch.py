@@ -97,7 +97,7 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
         raise WrongInput(f"{url}: not a web address; give --url http://HOST:PORT")
 
     def ask(path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:
-        scope = "read" if method == "GET" else "operate"
+        scope = "read" if method == "GET" else "ingest" if path == "/v1/events" else "operate"
         request = urllib.request.Request(
             url + path,
             data=None if body is None else json.dumps(body).encode(),

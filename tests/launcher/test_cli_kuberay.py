@@ -138,3 +138,29 @@ def test_going_back_is_written_into_the_runs_log_where_that_is_in_reach(
         status, _, err = run(capsys, *back, "--yes")
         assert status == 0 and "goes back to step 40" in err and ("rayjobs", NS, NAME) in stub.objects
         assert [e.fields["step"] for e in run_log(folder).commits()] == [40, 20]
+
+
+def test_what_a_rank_printed_is_read_from_the_runs_storage(
+    stub: Stub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its pods know nothing of ranks: what was asked for is not passed over."""
+    status, out, err = run(capsys, "logs", RUN, "--rank", "1")
+    assert (
+        status == 2
+        and not out
+        and "--rank: is kept in the run's storage" in err
+        and "not mounted here" in err
+    )
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as disk:
+        spec_file = tmp_path / "run.yaml"
+        spec_file.write_text(Path(RUN).read_text().replace("/mnt/runs", disk))
+        spec = read_spec(spec_file)
+        folder = RunFolder.of(spec.checkpoints.url, spec.name)
+        write_whole(folder.spec, spec.to_dict())
+        for attempt in (1, 2):
+            (folder.attempt(attempt) / "output").mkdir(parents=True)
+            (folder.attempt(attempt) / "output" / "rank-1.log").write_text(f"rank 1 of {attempt}\n")
+        assert run(capsys, "logs", str(spec_file), "--rank", "1")[:2] == (0, "rank 1 of 2\n")
+        assert run(capsys, "logs", str(spec_file), "--rank", "1", "--attempt", "1")[1] == "rank 1 of 1\n"
+        status, _, err = run(capsys, "logs", str(spec_file), "--rank", "7")
+        assert status == 2 and "rank 7 of its newest attempt left no output" in err

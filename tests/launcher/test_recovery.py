@@ -1,8 +1,7 @@
-"""What decides recovery, without a cluster: causes, waits, hangs, notices, fewer ranks, books, rollbacks."""
+"""What decides recovery, without a cluster: causes, waits, notices, fewer ranks, books, rollbacks."""
 
 import itertools
 import os
-import random
 import threading
 import time
 from email.utils import formatdate
@@ -16,10 +15,8 @@ from launcher.netif import interface_of
 from launcher.recovery.elastic import fewest_ranks, fitted, needs_universal
 from launcher.recovery.failures import RankFailed, blame, seen_in
 from launcher.recovery.goodput import Ledger
-from launcher.recovery.hang import CONFIRM_S, FLOOR_S, LONG_S, HangWatch, suspects
 from launcher.recovery.owning import AlreadyOver, wait_for_turn
 from launcher.recovery.preempt import Watch, read_notices
-from launcher.recovery.rank import Pulse
 from launcher.recovery.restarts import Failure, Restarts
 from launcher.recovery.rollback import wanted
 from launcher.runspec.model import Policy, RunSpec
@@ -28,8 +25,6 @@ from launcher.storage.runfolder import RunFolder, steps_after
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 from launcher.training import warm
-from launcher.training.health import Stragglers
-from launcher.training.preflight import report, slow_ranks
 
 # restarts
 
@@ -88,129 +83,6 @@ def test_a_death_under_notice_is_a_preemption() -> None:
 def test_a_failure_says_its_rank() -> None:
     assert str(RankFailed(3, "raised", "x")) == "rank 3: x"
     assert str(RankFailed(None, "hung", "x")) == "x"
-
-
-# hangs
-
-
-@pytest.mark.parametrize(
-    ("pulse", "is_hung"),
-    [
-        (Pulse(9, "step", 2.9 * 60, 60.0), False),
-        (Pulse(9, "step", 3.1 * 60, 60.0), True),
-        (Pulse(9, "step", 0.9 * FLOOR_S, 0.01), False),
-        (Pulse(9, "step", 1.1 * FLOOR_S, 0.01), True),
-        (Pulse(9, "validate", 20 * FLOOR_S, 0.01), False),
-        (Pulse(9, "checkpoint", 1.1 * LONG_S, 0.01), True),
-        (Pulse(-1, "start", 1.1 * LONG_S, 0.0), False),
-    ],
-)
-def test_hung_is_three_times_the_usual_longest_step(pulse: Pulse, is_hung: bool) -> None:
-    assert (watched([pulse] * 400) is not None) == is_hung
-
-
-def watched(signs: list[Pulse | None], every_s: float = 0.5, watch: HangWatch | None = None) -> str | None:
-    """What a watch says that is shown one rank's signs of life, one a look; the first thing it says."""
-    watch, now, heard = watch or HangWatch(), 0.0, 0.0
-    for sign in signs:
-        now += every_s
-        awake = watch.awake_s(now)
-        heard = heard if sign is None else awake
-        if (why := watch.hung({0: sign}, {0: awake - heard})) is not None:
-            return f"{why} @{awake:g}"
-    return None
-
-
-def test_a_host_that_does_not_answer_is_hung() -> None:
-    looks = int(FLOOR_S / 0.5)
-    assert watched([None] * (looks + 3)) is not None
-    assert watched([None] * (looks - 1)) is None
-
-
-def test_a_driver_that_stood_still_blames_nobody() -> None:
-    """Its own look was an hour ago: that nobody was heard meanwhile says nothing."""
-    assert watched([None] * 5, every_s=3600.0) is None
-    assert watched([None] * int(FLOOR_S), every_s=3600.0) is not None, "it looked often enough since"
-
-
-def test_a_host_that_stood_still_and_goes_on_is_not_hung() -> None:
-    before, frozen = Pulse(9, "step", 0.1, 0.01), Pulse(9, "step", 3 * FLOOR_S, 0.01)
-    looks = int(CONFIRM_S / 0.5)
-    assert watched([before, *[frozen] * looks, Pulse(10, "step", 0.1, 0.01)]) is None
-    assert watched([before, *[frozen] * (looks + 2)]) is not None
-    slow = Pulse(9, "step", 200.0, 60.0)  # its next step may take a minute
-    assert watched([slow] * 100) is None and watched([slow] * 130) is not None
-    other = Pulse(10, "step", 2 * FLOOR_S, 0.01)
-    assert watched([*[frozen] * looks, *[other] * looks]) is None, "it has made a step between two stands"
-
-
-WAITING = 'process 7, state S\nThread 7 (idle): "MainThread"\n    all_reduce (torch/distributed/x.py:1)\n'
-BUSY = 'process 8, state R\nThread 8 (active): "MainThread"\n    tokenize (own.py:1)\n'
-STOPPED = WAITING.replace("state S", "state T")
-
-
-@pytest.mark.parametrize(
-    ("dumps", "named"),
-    [
-        ({0: WAITING, 1: BUSY}, [1]),
-        ({0: WAITING, 1: STOPPED}, [1]),
-        ({0: WAITING, 1: WAITING}, []),
-        ({0: BUSY, 1: BUSY}, []),
-        ({0: WAITING, 1: ""}, [1]),
-        ({0: WAITING, 1: "process 9, state S\nno stacks: not allowed\n"}, []),
-    ],
-)
-def test_whom_the_others_wait_for(dumps: dict[int, str], named: list[int]) -> None:
-    assert suspects(dumps) == named
-
-
-# stragglers
-
-
-def test_a_rank_that_is_slow_for_good_is_named_and_one_slow_step_is_not() -> None:
-    dice = random.Random(0)
-    steady = Stragglers(window=16)
-    for step in range(200):
-        own = [1.0 + 0.05 * dice.random() for _ in range(4)]
-        own[step % 4] *= 5 if step % 8 == 0 else 1
-        assert steady.add(own) == {}
-    slow = Stragglers(window=16)
-    found = [slow.add([1.0, 1.0, 1.6, 1.0]) for _ in range(16)]
-    assert found[-1] == {"slow_rank": 2, "slow_ratio": 1.6} and found[-2] == {}
-    assert "rank 2 is slow" in (slow.news(0.0) or "") and slow.news(0.1) is None
-    for _ in range(16):
-        slow.add([1.0] * 4)
-    assert slow.news(59.0) is None and "rank 2 keeps up again" in (slow.news(60.0) or "")
-
-
-def test_a_lag_that_nobody_waits_for_is_not_named() -> None:
-    quick, slower = Stragglers(window=4), Stragglers(window=4)
-    assert [quick.add([0.002, 0.004]) for _ in range(40)] == [{}] * 40
-    assert [slower.add([0.02, 0.04]) for _ in range(4)][-1] == {"slow_rank": 1, "slow_ratio": 2.0}
-
-
-def test_ranks_that_are_slow_by_turns_are_said_once_a_minute_and_counted() -> None:
-    turns, said = Stragglers(window=4), []
-    for step in range(100_000):  # of 5 ms: 500 s
-        own = [0.01, 0.01]
-        own[step // 8 % 2] = 0.03
-        turns.add(own)
-        if (news := turns.news(step * 0.005)) is not None:
-            said.append(news)
-    assert 5 <= len(said) <= 9
-    assert "changes in 60 s)" in said[1] and "changes" not in said[0]
-
-
-def test_of_two_ranks_the_slow_one_is_named() -> None:
-    two = Stragglers(window=4)
-    assert [two.add([2.0, 1.0]) for _ in range(4)][-1] == {"slow_rank": 0, "slow_ratio": 2.0}
-
-
-def test_a_rank_that_computes_slowly_is_named_before_the_first_step() -> None:
-    assert slow_ranks([1.0]) == {} and slow_ranks([1.0, 1.2, 1.1]) == {}
-    assert slow_ranks([1.0, 2.0]) == {1: 2.0}
-    said = report([0.001, 0.001, 0.003], [0.01, 0.012, 0.011], wrong=[1])
-    assert "rank 2 is slow: 3.0 x" in said[1] and "rank 1 got a wrong sum" in said[2]
 
 
 # notices

@@ -144,10 +144,17 @@ def test_a_person_says_it_to_a_live_monitor(
         assert alert("snooze", "a", "--for", "1d") == 0
         assert service.get("/v1/runs/a")["advice"]["seen"]["until"] > 0
         assert "a: its advice (continue) is snoozed for 1d" in capsys.readouterr().err
+        assert alert("announce", "a", "--step", "50", "--what", "second mix", token=service.token) == 0
+        assert "from step 50 on, 'second mix' is no anomaly" in capsys.readouterr().err
+        said = [e for e in service.get("/v1/runs/a")["events"] if e["event"] == "announce"]
+        assert [(e["attempt"], e["step"], e["what"]) for e in said] == [(1, 50, "second mix")]
 
         for args, token, why in (
             (("ack", "a"), service.token, "may not operate"),
             (("ack", "a"), "wrong", "--scope operate"),
+            (("announce", "a", "--step", "9", "--what", "x"), operate, "may not ingest"),
+            (("announce", "b", "--step", "9", "--what", "x"), service.token, "no run b;"),
+            (("announce", "a", "--step", "-1", "--what", "x"), service.token, "0 or more"),
             (("ack", "b"), operate, "no run b; `losscast runs` lists them"),
             (("mute", "b", "--for", "1h"), operate, "no run b;"),
             (("mute", "b", "--for", "90d"), operate, "--for 90d: give more than nothing and at most 30d"),

@@ -1,0 +1,77 @@
+"""When a group of ranks is hung, and who hangs it."""
+
+import pytest
+
+from launcher.recovery.hang import CONFIRM_S, FLOOR_S, LONG_S, HangWatch, suspects
+from launcher.recovery.rank import Pulse
+
+
+@pytest.mark.parametrize(
+    ("pulse", "is_hung"),
+    [
+        (Pulse(9, "step", 2.9 * 60, 60.0), False),
+        (Pulse(9, "step", 3.1 * 60, 60.0), True),
+        (Pulse(9, "step", 0.9 * FLOOR_S, 0.01), False),
+        (Pulse(9, "step", 1.1 * FLOOR_S, 0.01), True),
+        (Pulse(9, "validate", 20 * FLOOR_S, 0.01), False),
+        (Pulse(9, "checkpoint", 1.1 * LONG_S, 0.01), True),
+        (Pulse(-1, "start", 1.1 * LONG_S, 0.0), False),
+    ],
+)
+def test_hung_is_three_times_the_usual_longest_step(pulse: Pulse, is_hung: bool) -> None:
+    assert (watched([pulse] * 400) is not None) == is_hung
+
+
+def watched(signs: list[Pulse | None], every_s: float = 0.5, watch: HangWatch | None = None) -> str | None:
+    """What a watch says that is shown one rank's signs of life, one a look; the first thing it says."""
+    watch, now, heard = watch or HangWatch(), 0.0, 0.0
+    for sign in signs:
+        now += every_s
+        awake = watch.awake_s(now)
+        heard = heard if sign is None else awake
+        if (why := watch.hung({0: sign}, {0: awake - heard})) is not None:
+            return f"{why} @{awake:g}"
+    return None
+
+
+def test_a_host_that_does_not_answer_is_hung() -> None:
+    looks = int(FLOOR_S / 0.5)
+    assert watched([None] * (looks + 3)) is not None
+    assert watched([None] * (looks - 1)) is None
+
+
+def test_a_driver_that_stood_still_blames_nobody() -> None:
+    """Its own look was an hour ago: that nobody was heard meanwhile says nothing."""
+    assert watched([None] * 5, every_s=3600.0) is None
+    assert watched([None] * int(FLOOR_S), every_s=3600.0) is not None, "it looked often enough since"
+
+
+def test_a_host_that_stood_still_and_goes_on_is_not_hung() -> None:
+    before, frozen = Pulse(9, "step", 0.1, 0.01), Pulse(9, "step", 3 * FLOOR_S, 0.01)
+    looks = int(CONFIRM_S / 0.5)
+    assert watched([before, *[frozen] * looks, Pulse(10, "step", 0.1, 0.01)]) is None
+    assert watched([before, *[frozen] * (looks + 2)]) is not None
+    slow = Pulse(9, "step", 200.0, 60.0)  # its next step may take a minute
+    assert watched([slow] * 100) is None and watched([slow] * 130) is not None
+    other = Pulse(10, "step", 2 * FLOOR_S, 0.01)
+    assert watched([*[frozen] * looks, *[other] * looks]) is None, "it has made a step between two stands"
+
+
+WAITING = 'process 7, state S\nThread 7 (idle): "MainThread"\n    all_reduce (torch/distributed/x.py:1)\n'
+BUSY = 'process 8, state R\nThread 8 (active): "MainThread"\n    tokenize (own.py:1)\n'
+STOPPED = WAITING.replace("state S", "state T")
+
+
+@pytest.mark.parametrize(
+    ("dumps", "named"),
+    [
+        ({0: WAITING, 1: BUSY}, [1]),
+        ({0: WAITING, 1: STOPPED}, [1]),
+        ({0: WAITING, 1: WAITING}, []),
+        ({0: BUSY, 1: BUSY}, []),
+        ({0: WAITING, 1: ""}, [1]),
+        ({0: WAITING, 1: "process 9, state S\nno stacks: not allowed\n"}, []),
+    ],
+)
+def test_whom_the_others_wait_for(dumps: dict[int, str], named: list[int]) -> None:
+    assert suspects(dumps) == named
