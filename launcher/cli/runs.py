@@ -249,7 +249,7 @@ def local(args: argparse.Namespace) -> int:
 
     head = local_ray.running(local_home())
     if args.action == "up" and head is None:
-        head = local_ray.start(local_home(), cpus=max(2, os.cpu_count() or 2))
+        head = local_ray.running_or_started(local_home(), max(2, os.cpu_count() or 2))
     if args.action == "down":
         if head is not None:
             local_ray.stop(head)

@@ -53,11 +53,8 @@ def cluster_of(to: str) -> tuple[str, dict[str, str]]:
     if to == "local":
         from launcher.jobs import local_ray
 
-        home = local_home()
-        head = local_ray.running(home)
-        if head is None:
-            print("starting a local Ray (end it with: losscast ray down)", file=sys.stderr)
-            head = local_ray.start(home, cpus=max(2, os.cpu_count() or 2))
+        cpus = max(2, os.cpu_count() or 2)
+        head = local_ray.running_or_started(local_home(), cpus, lambda text: print(text, file=sys.stderr))
         return head.dashboard, head.environment()
     return to, settings()
 

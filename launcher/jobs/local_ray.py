@@ -6,6 +6,7 @@ Ray's own `ray stop` is never used, since it ends every cluster of the machine, 
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import os
 import secrets
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,6 +98,18 @@ def running(home: Path) -> Head | None:
         return None
     head = Head(**state)
     return head if _alive(head.pid) and listening(head.address) else None
+
+
+def running_or_started(home: Path, cpus: int, say: Callable[[str], None] = lambda text: None) -> Head:
+    """The head whose state lies in `home`, started where there is none: once, however many ask at a time. Raises as `start`."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        head = running(home)
+        if head is None:
+            say("starting a local Ray (end it with: losscast ray down)")
+            head = start(home, cpus)
+        return head
 
 
 def start(home: Path, cpus: int, extra_env: dict[str, str] | None = None, *, tries: int = 2) -> Head:

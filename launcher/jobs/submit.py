@@ -28,6 +28,14 @@ from launcher.storage.runfolder import RunFolder, last_step, read_json, write_wh
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 AWAY_S = 60.0
 """How long a dashboard may be silent before whoever waits for a job gives up on it."""
+FORWARDED = (
+    "LOSSCAST_CACHE",
+    "LOSSCAST_WORK",
+    "LOSSCAST_AZ_ENDPOINT",
+    "LOSSCAST_HANG_FLOOR_S",
+    "LOSSCAST_HANG_LONG_S",
+)
+"""Variables that a job gets as they are where it is submitted."""
 SHADOWS = ("launcher", "monitor", "infra")
 """Our package names: a user's module of the same name would be imported in their stead."""
 
@@ -84,7 +92,7 @@ def submit(
     variables = {"RAY_AUTH_MODE": ray_env.get("RAY_AUTH_MODE", ""), **dict(env or {})}
     if spec.monitor is not None and os.environ.get(spec.monitor.token_env):
         variables.setdefault(spec.monitor.token_env, os.environ[spec.monitor.token_env])
-    for name in ("LOSSCAST_CACHE", "LOSSCAST_WORK", "LOSSCAST_AZ_ENDPOINT"):
+    for name in FORWARDED:
         if os.environ.get(name):
             variables[name] = os.environ[name]
     variables.setdefault(
@@ -98,17 +106,34 @@ def submit(
         folder.path / "submission.json", {**done.__dict__, "time": time.time(), "digest": spec.digest}
     )
     publish(folder, folder.spec, folder.prediction, folder.path / "submission.json")
+    cluster = Cluster(dashboard, ray_env)
     try:
-        Cluster(dashboard, ray_env).submit(handed)
+        cluster.submit(handed)
     except Failed:
-        if before is not None:
-            write_whole(folder.path / "submission.json", before)
-        else:
-            (folder.path / "submission.json").unlink(missing_ok=True)
-        _note(folder, "failed")
-        raise
+        if not _has(cluster, job):
+            _take_back(folder, before)
+            _note(folder, "failed")
+            raise
     _note(folder, "accepted")
     return done
+
+
+def _has(cluster: Cluster, job: str) -> bool:
+    """Whether a job that nothing was heard of was taken all the same: its answer may be what got lost."""
+    try:
+        return cluster.job(job).status != "FAILED"  # as Ray books one that no agent was there for
+    except Failed:
+        return False
+
+
+def _take_back(folder: RunFolder, before: Any) -> None:
+    """The submission that was not taken is none: what was there before is put back, at az:// too."""
+    path = folder.path / "submission.json"
+    if before is not None or folder.url is not None:
+        write_whole(path, before)  # at az:// nobody need be allowed to delete
+        publish(folder, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def untold(spec: RunSpec, scope: str) -> str | None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from infra.objects import Missing
 from launcher.errors import Held, WrongInput
@@ -44,6 +45,14 @@ BY_HAND = "by-hand"
 """The submission of a driver that was given none: no two starts of it are the same."""
 
 
+def _spec_of(folder: RunFolder) -> dict[str, Any]:
+    """What was submitted. An OSError where it is not there: whoever submitted wrote it, so the disk is away."""
+    body = read_json(folder.spec)
+    if body is None:
+        raise FileNotFoundError(f"{folder.spec} is not there: is its disk mounted?")
+    return body
+
+
 def drive(
     folder: RunFolder,
     submission: str,
@@ -57,7 +66,7 @@ def drive(
     died  the driver that this one is begun in the place of
     """
     patiently(lambda: refresh(folder), "bring the run's documents")
-    spec = RunSpec.from_dict(patiently(lambda: read_json(folder.spec), "read the spec"))
+    spec = RunSpec.from_dict(patiently(lambda: _spec_of(folder), "read the spec"))
     if died is not None:
         say(f"{spec.name}: {died}: begun again")
         patiently(lambda: bury(folder, spec, submission, died), "let go of what the one before held")

@@ -1,8 +1,9 @@
 """When is a training run hung, who hangs it, and what does each rank do at that moment.
 
 Hung: no step for three times the 99th percentile of the last steps, and never before FLOOR_S. While a run starts,
-validates or writes a checkpoint there is no such measure; then only START_S and LONG_S count, since a first validation
-may well take a thousand steps' time.
+validates or writes a checkpoint there is no such measure, nor while its first two steps are not made, nor where code of the
+user's own runs between two steps; then only START_S and LONG_S count, since a first validation may well take a thousand steps'
+time.
 
 Nor is a group hung whose watcher, or whose host, stood still itself (a machine that sleeps, a disk that does not answer):
 when it goes on every sign of life is old, and a step later it is not. So only time counts in which the watcher was awake,
@@ -30,6 +31,7 @@ AWAKE_S = 2.0
 FLOOR_S = float(os.environ.get("LOSSCAST_HANG_FLOOR_S", "30"))
 LONG_S = float(os.environ.get("LOSSCAST_HANG_LONG_S", "900"))
 START_S = 1800.0
+DOING = {"step": "made no step", "own": "told of no step"}
 WAITS = re.compile(
     r"all_reduce|all_gather|reduce_scatter|barrier|broadcast|\bwait \(|_wait|synchronize|ProcessGroup|gloo|nccl",
     re.I,
@@ -40,8 +42,10 @@ DUMP_TIMEOUT_S = 10.0
 
 def limit_s(pulse: Pulse) -> float:
     """Seconds without a sign of life from which this rank counts as hung."""
-    if pulse.phase != "step":
-        return START_S if pulse.phase == "start" else LONG_S
+    if pulse.phase == "start":
+        return START_S
+    if pulse.phase != "step" or pulse.p99_s == 0.0:
+        return LONG_S
     return max(FLOOR_S, FACTOR * pulse.p99_s)
 
 
@@ -73,8 +77,10 @@ class HangWatch:
             elif pulse.age_s <= limit_s(pulse):
                 self._old.pop(rank, None)
             elif self._stayed_s(rank, pulse) >= max(CONFIRM_S, pulse.p99_s):
-                usual = f", usually {pulse.p99_s:.2f} s at most" if pulse.phase == "step" else ""
-                doing = "made no step" if pulse.phase == "step" else f"is in its {pulse.phase}"
+                usual = (
+                    f", usually {pulse.p99_s:.2f} s at most" if pulse.phase == "step" and pulse.p99_s else ""
+                )
+                doing = DOING.get(pulse.phase, f"is in its {pulse.phase}")
                 return f"rank {rank} {doing} for {pulse.age_s:.0f} s{usual}"
         return None
 

@@ -42,7 +42,12 @@ class Member:
         from launcher.netif import interface_of
 
         if not self._rank.wait_ready(300.0):
-            raise RuntimeError("torch and deepspeed were not imported within 5 min")
+            ended = self._rank.died
+            raise RuntimeError(
+                "torch and deepspeed were not imported within 5 min"
+                if ended is None
+                else f"torch and deepspeed can't be imported here: that process ended with {ended}, see its output above"
+            )
         host = ray.util.get_node_ip_address()
         context = ray.get_runtime_context()
         gpus = tuple(str(g) for g in ray.get_gpu_ids()) if self._gpus is None else self._gpus

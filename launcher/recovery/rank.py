@@ -52,11 +52,13 @@ class RankProcess:
         self._ended: dict[str, Any] | None = None
         self.pid: int | None = None
         """Of the process that trains, while there is one."""
+        self.died: int | None = None
+        """What the warm process has ended with, while there is none: a status, or less than 0, a signal."""
         self._start(aside)
 
     def _start(self, aside: bool = False) -> None:
         answers, say = os.pipe()
-        self._ready, self.pid = False, None
+        self._ready, self.pid, self.died = False, None, None
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "launcher.training.warm", str(say), str(self._file.fileno()),
@@ -89,6 +91,7 @@ class RankProcess:
         with self._changed:
             if process is self._process:
                 self._process, self._ready, self.pid = None, False, None
+                self.died = status
                 if self._busy and self._ended is None:
                     self._ended = {
                         "died": {
@@ -99,14 +102,17 @@ class RankProcess:
             self._changed.notify_all()
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
-        """Wait until everything is imported. Starts a new warm process where the last one died."""
+        """Wait until everything is imported, or can't be (`died`). Starts a new warm process where the last one died."""
         with self._changed:
             if self._process is None:
                 self._start()
-            return self._changed.wait_for(lambda: self._ready, timeout_s)
+            self._changed.wait_for(lambda: self._ready or self._process is None, timeout_s)
+            return self._ready
 
     def train(self, assignment: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
         """Train one attempt and wait for its end; `launcher.training.warm` names the answers."""
+        # what the attempt before left is no sign of life of this one
+        PULSE.pack_into(self._pulse, 0, -1, time.monotonic(), 0.0, PHASES.index("start"))
         for _ in range(2):  # a warm process may die between two attempts
             if self.wait_ready(300.0):
                 break

@@ -26,6 +26,7 @@ from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder, write_whole
 from launcher.training.assignment import Assignment, Outcome, open_reporter, result_row
 from launcher.training.drill import VARIABLE, Drill, read_drill
+from launcher.training.fence import Fence
 from launcher.training.health import Apart, Stopwatch, Stragglers
 from launcher.training.preflight import preflight
 
@@ -194,6 +195,9 @@ def train(
     params, total = parameter_count(spec), spec.total_steps
     asked = StopRequest(folder.stop, stop)
     stragglers, apart = Stragglers(), Apart()
+    fence = Fence(
+        folder, assignment.attempt, lambda line: print(f"losscast: {line}", file=sys.stderr, flush=True)
+    )
     record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
     reporter = open_reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
     if drill.step is not None and trainer.rank == 0:
@@ -208,7 +212,7 @@ def train(
             val, finished = trainer.validate(holdout), True
         while step < total:
             step += 1
-            superseded = reporter is not None and reporter.superseded
+            superseded = reporter is not None and fence(reporter.superseded)
             wish = STOP if superseded or asked() else SAVE if save() else 0
             loss, spread, wish = trainer.step(step, wish)
             stopping = wish >= STOP

@@ -15,6 +15,7 @@ from launcher.runspec.model import Entrypoint, RunSpec
 from launcher.runspec.schedule import lr_at
 from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder
+from launcher.training.fence import Fence
 from launcher.training.health import Apart
 
 GO_ON, SAVE, STOP, STOP_NOW = range(4)
@@ -59,6 +60,7 @@ class Run:
         """The newest that this attempt saved."""
         self._previous = time.monotonic()
         self._apart = Apart()
+        self._fence = Fence(self._folder, self.attempt, self.say)
 
     def begin(self, resume_step: int) -> None:
         """Training goes on after this step: the monitor is told."""
@@ -138,7 +140,7 @@ class Run:
         import torch
         import torch.distributed as dist
 
-        superseded = self._reporter is not None and self._reporter.superseded
+        superseded = self._reporter is not None and self._fence(self._reporter.superseded)
         now, person = superseded or self._stop(), self._person()
         wish = STOP_NOW if now else STOP if person else SAVE if self._save() else GO_ON
         device = loss.device if isinstance(loss, torch.Tensor) else "cpu"
@@ -166,6 +168,7 @@ class Run:
             if wish and self.saved_step == step:
                 self._save()  # a rank that was asked since this step began has what it was asked for
         self._tell_committed()
+        self._beat(step, "own")
         return self.stopped
 
     def save(self, engine: Any, step: int, *, wait: bool) -> None:

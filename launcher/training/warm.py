@@ -37,7 +37,9 @@ from typing import Any
 PULSE = struct.Struct("qddq")
 """What a rank writes at every step: the step, when (seconds, CLOCK_MONOTONIC of its host), the 99th percentile of the
 time between steps (seconds), and the phase."""
-PHASES = ("start", "step", "validate", "checkpoint")
+PHASES = ("start", "step", "validate", "checkpoint", "own")
+"""`own`: a step was told of, and the user's own code goes on: to the next one, to an evaluation, to whatever it does."""
+STEPPING = ("step", "own")
 LINGER_S = 60.0
 STOP_SIGNAL, SAVE_SIGNAL, STACKS_SIGNAL = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 """Commit and end; commit and go on; print every thread's stack."""
@@ -103,7 +105,7 @@ class Heart:
 
     def __call__(self, step: int, phase: str = "step") -> None:
         now = time.monotonic()
-        if phase == "step" and step != self._step:
+        if phase in STEPPING and step != self._step:
             if self._last is not None:
                 self._intervals.append(now - self._last)
             self._beats += 1
@@ -111,7 +113,7 @@ class Heart:
                 ordered = sorted(self._intervals)
                 self._p99 = ordered[int(0.99 * (len(ordered) - 1) + 0.5)] if ordered else 0.0
         self._step = step
-        self._last = now if phase == "step" else None  # the step after a checkpoint is no step's length
+        self._last = now if phase in STEPPING else None  # the step after a checkpoint is no step's length
         PULSE.pack_into(self._pulse, 0, step, now, self._p99, PHASES.index(phase))
 
 

@@ -1,9 +1,14 @@
 """When a group of ranks is hung, and who hangs it."""
 
+import mmap
+import time
+from pathlib import Path
+
 import pytest
 
 from launcher.recovery.hang import CONFIRM_S, FLOOR_S, LONG_S, HangWatch, suspects
-from launcher.recovery.rank import Pulse
+from launcher.recovery.rank import Pulse, RankProcess
+from launcher.training.warm import PHASES, PULSE, Heart
 
 
 @pytest.mark.parametrize(
@@ -16,6 +21,10 @@ from launcher.recovery.rank import Pulse
         (Pulse(9, "validate", 20 * FLOOR_S, 0.01), False),
         (Pulse(9, "checkpoint", 1.1 * LONG_S, 0.01), True),
         (Pulse(-1, "start", 1.1 * LONG_S, 0.0), False),
+        (Pulse(1, "step", 20 * FLOOR_S, 0.0), False),
+        (Pulse(1, "step", 1.1 * LONG_S, 0.0), True),
+        (Pulse(9, "own", 20 * FLOOR_S, 0.01), False),
+        (Pulse(9, "own", 1.1 * LONG_S, 0.01), True),
     ],
 )
 def test_hung_is_three_times_the_usual_longest_step(pulse: Pulse, is_hung: bool) -> None:
@@ -75,3 +84,35 @@ STOPPED = WAITING.replace("state S", "state T")
 )
 def test_whom_the_others_wait_for(dumps: dict[int, str], named: list[int]) -> None:
     assert suspects(dumps) == named
+
+
+def test_how_long_a_step_takes_is_known_after_the_second_whatever_runs_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, page = [100.0], mmap.mmap(-1, PULSE.size)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    heart = Heart(page)
+
+    def beat(at: float, step: int, phase: str) -> tuple[float, str]:
+        now[0] = at
+        heart(step, phase)
+        _, _, p99, number = PULSE.unpack_from(page, 0)
+        return p99, PHASES[number]
+
+    assert beat(100.0, 1, "step") == (0.0, "step"), "one step says nothing of the next"
+    assert beat(100.0, 1, "own") == (0.0, "own")
+    assert beat(160.0, 2, "step") == (60.0, "step")
+    assert beat(160.0, 2, "own") == (60.0, "own")
+    assert beat(161.0, 2, "checkpoint")[1] == "checkpoint" and beat(300.0, 2, "step")[1] == "step"
+    assert beat(360.0, 3, "step") == (60.0, "step"), "a checkpoint is no part of a step"
+
+
+def test_a_rank_whose_imports_fail_says_so_at_once(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)")
+    began = time.monotonic()
+    rank = RankProcess({"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"})
+    try:
+        assert not rank.wait_ready(60.0) and time.monotonic() - began < 30.0
+        assert rank.died == 7
+    finally:
+        rank.close()

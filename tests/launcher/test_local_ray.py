@@ -3,6 +3,8 @@
 import importlib.util
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,27 @@ def test_one_that_ended_by_itself_is_started_once_more_only_where_it_was_slow(
         local_ray.start(tmp_path / "ray", cpus=2)
     assert len(commands) == started
     assert commands[0] != commands[-1] or started == 1, "on ports of its own"
+
+
+def test_one_head_is_started_however_many_ask_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would take the first one's place in `head.json`, and nobody would know how to end that."""
+    heads, found = list[local_ray.Head](), list[local_ray.Head]()
+
+    def start(home: Path, cpus: int) -> local_ray.Head:
+        time.sleep(0.2)
+        heads.append(local_ray.Head(1, f"127.0.0.1:{len(heads)}", "", ""))
+        return heads[-1]
+
+    monkeypatch.setattr(local_ray, "running", lambda home: heads[-1] if heads else None)
+    monkeypatch.setattr(local_ray, "start", start)
+    threads = [
+        threading.Thread(target=lambda: found.append(local_ray.running_or_started(tmp_path / "ray", 2)))
+        for _ in range(4)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(heads) == 1 and found == heads * 4

@@ -1,22 +1,26 @@
-"""What `submit` shows, asks and refuses before anything is sent anywhere."""
+"""What `submit` shows, asks and refuses before anything is sent anywhere, and what it leaves where nobody answered."""
 
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from launcher.cli import main
-from launcher.errors import WrongInput
+from launcher.errors import Failed, WrongInput
 from launcher.jobs.owncode import refuse_uncallable
-from launcher.jobs.submit import refuse_shadows
+from launcher.jobs.submit import refuse_shadows, submit
+from launcher.recovery import attempts, driver
 from launcher.runspec.document import parse
 from launcher.runspec.file import read_spec
 from launcher.runspec.model import RunSpec
-from launcher.storage.runfolder import RunFolder, write_whole
+from launcher.storage.runfolder import RunFolder, read_json, write_whole
 from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 
@@ -236,3 +240,53 @@ def test_a_module_named_monitor_where_python_m_starts_is_refused_in_words(tmp_pa
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip
     assert done.returncode == 2 and "monitor.py: a module of this name" in done.stderr
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_submission_whose_answer_is_lost_counts_if_the_job_is_there(tmp_path: Path, taken: bool) -> None:
+    """A job that trains while its run says that it has none could be neither followed nor stopped."""
+    asked = list[str]()
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body["submission_id"])
+            self.connection.close()  # and no answer
+
+        def do_GET(self) -> None:
+            known = taken and asked and self.path == f"/api/jobs/{asked[0]}"
+            job = {"submission_id": asked[0], "status": "PENDING", "entrypoint": "x", "type": "SUBMISSION"}
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(job).encode() if known else b"Job does not exist")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Dashboard)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        spec = read_spec(spec_file(tmp_path, url))
+        folder = RunFolder.of(spec.checkpoints.url, spec.name)
+        if taken:
+            done = submit(spec, url, {})
+            assert [done.job] == asked and read_json(folder.path / "submission.json")["job"] == done.job
+        else:
+            with pytest.raises(Failed):
+                submit(spec, url, {})
+            assert read_json(folder.path / "submission.json") is None
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_driver_whose_disk_is_away_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty mount point has no spec, and is no wrong input: that would end the job for good."""
+    monkeypatch.setattr(attempts, "STORAGE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(attempts, "STORAGE_WAITS_S", (0.01,))
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(FileNotFoundError, match="is its disk mounted"):
+        driver.drive(RunFolder(tmp_path / "mount"), "tiny-1", lambda lost: None)
