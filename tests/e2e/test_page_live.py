@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from monitor.service.tokens import Tokens
 from tests.e2e.chromium import Tab, chromium, needs_chromium
 from tests.monitor.live import Service
 from tests.monitor.made_up_runs import curve, diverged, loss_at, samples
@@ -104,6 +105,45 @@ def test_steps_arrive_without_a_reload_and_through_a_restart_of_the_monitor(
     page.wait_for_selector(".live.good >> text=live", timeout=15000)
     send(service, lines("healthy", [[step, loss_at(step)] for step in range(1531, 1561)]))
     page.wait_for_selector("text=1,560", timeout=10000)
+
+
+def test_a_restart_is_shown_though_the_page_could_not_ask_for_it_at_once(tab: Tab, service: Service) -> None:
+    send(service, [started("twice"), *lines("twice", samples(seed=7, until=400))])
+    page = tab.open("/?run=twice")
+    page.wait_for_selector(".live.good")
+    failed = list[str]()
+
+    def once(route: Any) -> None:
+        if not failed:
+            failed.append(route.request.url)
+            return route.abort()
+        return route.continue_()
+
+    page.route("**/v1/runs/twice", once)
+    again = [[step, loss_at(step)] for step in range(301, 431)]
+    send(service, [started("twice", 2, 300), *lines("twice", again[:60], 2)])
+    deadline = time.monotonic() + 15
+    while not failed and time.monotonic() < deadline:
+        page.wait_for_timeout(100)
+    assert failed
+    send(service, lines("twice", again[60:], 2))
+    page.wait_for_function(
+        "() => document.querySelector('aside').innerText.includes('2: from step 300')", timeout=15000
+    )
+    page.unroute("**/v1/runs/twice")
+    assert any("attempt=1" in url and "from=301" in url for url in tab.asked), (
+        "what was superseded is drawn as that"
+    )
+
+
+def test_a_session_that_is_over_asks_for_a_token_again(tab: Tab, service: Service) -> None:
+    """The browser gives a stream up for good that is answered with 401."""
+    tokens = Tokens(service.folder)
+    other = Tab(tab.context.browser, service.url, tokens.create(("read",), "for-a-day"))
+    other.page.wait_for_selector(".live.good")
+    assert tokens.revoke("for-a-day") == 1
+    other.page.wait_for_selector("#token", timeout=20000)
+    other.context.close()
 
 
 def test_the_terminal_shows_the_same(service: Service, tmp_path: Path) -> None:

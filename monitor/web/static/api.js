@@ -78,18 +78,39 @@ export async function signIn(token) {
 
 export const signOut = () => fetch("/session", { method: "DELETE", credentials: "same-origin" });
 
-/** Run summaries as they change. `hear(summary)`, `state("live" | "waiting")`. Returns a function that ends it. */
+/**
+ * Run summaries as they change. `hear(summary)`, `state("live" | "waiting" | "signed out")`. Returns a function that ends it.
+ * A stream that breaks is opened again by the browser; one that is answered with anything but 200 (a session that is over, too many
+ * streams, a proxy whose monitor restarts) it gives up for good, and then that is done here.
+ */
 export function listen(hear, state) {
-  const source = new EventSource("/v1/stream");
-  source.onopen = () => state("live");
-  source.onerror = () => state("waiting");
+  let source = null, again = 0, wait = 1000, ended = false;
+  async function reopen() {
+    try {
+      await ask("/v1/openapi.json"); // whatever wants a session and costs nothing
+    } catch (error) {
+      if (error instanceof SignedOut) return ended || state("signed out");
+    }
+    if (!ended) open();
+  }
+  function open() {
+    source = new EventSource("/v1/stream");
+    source.onopen = () => { wait = 1000; state("live"); };
+    source.onerror = () => {
+      state("waiting");
+      if (ended || source.readyState !== EventSource.CLOSED) return;
+      again = setTimeout(reopen, wait * (1 + Math.random()));
+      wait = Math.min(2 * wait, 30000);
+    };
+    source.onmessage = take;
+    for (const name of ["run", "runs", "summary"]) source.addEventListener(name, take);
+  }
   const take = (event) => {
     try {
       const said = JSON.parse(event.data);
       for (const summary of Array.isArray(said.runs) ? said.runs : [said]) if (summary.run) hear(summary);
     } catch { /* a line that is no summary is passed over */ }
   };
-  source.onmessage = take;
-  for (const name of ["run", "runs", "summary"]) source.addEventListener(name, take);
-  return () => source.close();
+  open();
+  return () => { ended = true; clearTimeout(again); source.close(); };
 }

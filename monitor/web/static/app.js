@@ -55,6 +55,7 @@ async function show() {
     next.shown?.();
     leave.hidden = false;
     hush ??= api.listen((summary) => view?.hear?.(summary), (now) => {
+      if (now === "signed out") return signIn();
       say(live, now === "live" ? "live" : "reconnecting");
       live.className = `live ${now === "live" ? "good" : "warn"}`;
     });

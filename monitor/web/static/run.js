@@ -271,15 +271,20 @@ export async function open(host, context) {
     return true;
   }
 
-  let fetching = false;
+  let fetching = false, missed = null;
+  let attempt = run.attempt; // whose samples are drawn as the run's own
   async function follow(summary) {
-    const restarted = summary.attempt !== undefined && summary.attempt !== run.attempt;
     const alerted = (summary.alerts ?? []).length !== (run.alerts ?? []).filter((a) => (a.resolved_step ?? null) === null).length;
     const { alerts: _, ...rest } = summary;
     run = { ...run, ...rest };
     words();
+    const restarted = run.attempt !== attempt;
     const moved = (run.step ?? -1) > (whole.step.at(-1) ?? -1);
-    if (fetching || !(restarted || alerted || moved)) return;
+    if (!(restarted || alerted || moved)) return;
+    if (fetching) {
+      missed = summary;
+      return;
+    }
     fetching = true;
     try {
       if (restarted || alerted) run = await api.run(name);
@@ -288,9 +293,11 @@ export async function open(host, context) {
         whole = again.columns;
         thinned = again.thinned;
         if (restarted) await older();
+        attempt = run.attempt;
       } else {
         const more = await api.samples(name, { from: (whole.step.at(-1) ?? -1) + 1, max: POINTS });
         whole = api.extend(whole, more.columns);
+        thinned ||= more.thinned; // as after a night's sleep
       }
       if (closed) return;
       words();
@@ -298,7 +305,12 @@ export async function open(host, context) {
     } catch (error) {
       if (!closed) context.fail(error);
     } finally {
-      setTimeout(() => { fetching = false; }, 900);
+      setTimeout(() => {
+        fetching = false;
+        const last = missed;
+        missed = null;
+        if (last && !closed) follow(last);
+      }, 900);
     }
   }
 
