@@ -169,9 +169,11 @@ class Reporter:
         waiting = self._spool.waiting
         self._spool.close()
         if waiting:
-            self._say(
-                "left", f"{waiting} lines could not be delivered and wait in the spool: {self._last_error}"
+            refused = self._spool.disk_error
+            became = (
+                "wait in the spool" if refused is None else f"are lost, since no disk keeps them ({refused})"
             )
+            self._say("left", f"{waiting} lines could not be delivered and {became}: {self._last_error}")
         return waiting == 0
 
     def stats(self) -> Stats:

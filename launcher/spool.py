@@ -8,7 +8,7 @@ cut off its end are counted too.
 
 Bounded: past `limit_bytes` the least thinned, oldest segment loses every second sample, again and again. Events
 and samples with a non-finite loss are never thinned. Where the disk refuses (full, read-only), segments live in
-memory under the same bound. Nothing is fsynced: a spool outlives the process, and the run's checkpoints outlive
+memory under the same bound; it is tried again at times, and what waits in memory goes to it when it takes it. Nothing is fsynced: a spool outlives the process, and the run's checkpoints outlive
 the machine.
 
 Standard library only. Times nothing, sends nothing. Safe to use from two threads.
@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import IO
 
 SEGMENT_LINES = 1000
 SEGMENT_BYTES = 1 << 20
+AGAIN_S = 10.0
+"""Before a disk that refused is tried again."""
 MOST_THINNED = 8
 """A segment thinned this often keeps 1 sample of 256, and goes entirely when the bound still asks."""
 
@@ -84,6 +87,10 @@ class Spool:
         self._open: IO[bytes] | None = None
         self._next = 0
         self._home: Path | None = None
+        self._place = None if folder is None else (Path(folder), run, attempt)
+        self._own: Path | None = None
+        """The folder of our own, once it was made, whether or not its disk takes anything now."""
+        self._again_s = 0.0
         self._locks: list[int] = []
         if folder is None:
             self.disk_error = "no spool folder was given"
@@ -92,7 +99,7 @@ class Spool:
             root = Path(folder)
             root.mkdir(parents=True, exist_ok=True)
             self._adopt(root, run)
-            self._home = self._settle(root, run, attempt)
+            self._home = self._own = self._settle(root, run, attempt)
         except OSError as error:
             self._to_memory(error)
 
@@ -111,6 +118,8 @@ class Spool:
     def append(self, lines: list[bytes]) -> None:
         """Keep these lines. Never raises: what the disk refuses stays in memory."""
         with self._lock:
+            if self._home is None and self._place is not None and time.monotonic() >= self._again_s:
+                self._spill()
             for start in range(0, len(lines), SEGMENT_LINES):
                 self._append(lines[start : start + SEGMENT_LINES])
             while self.size > self.limit_bytes and self._thin():
@@ -181,7 +190,7 @@ class Spool:
             if segment.path is not None:
                 try:
                     segment.path.unlink(missing_ok=True)
-                    if self._home is None or segment.path.parent != self._home:
+                    if segment.path.parent != self._own:
                         self._remove_if_empty(segment.path.parent)
                 except OSError:
                     pass
@@ -195,31 +204,46 @@ class Spool:
         """Let go of the folder: another reporter of this run may adopt what is left."""
         with self._lock:
             self._roll()
-            self._spill()
-            if self._home is not None:
-                self._remove_if_empty(self._home)
+            self._spill(every=True)
+            if self._own is not None:
+                self._remove_if_empty(self._own)
             for lock in self._locks:
                 os.close(lock)
             self._locks.clear()
-            self._home = None
+            self._home = self._own = self._place = None
 
-    def _spill(self) -> None:
-        """Try once more to put on disk what had to stay in memory."""
-        if self._home is None:
+    def _spill(self, every: bool = False) -> None:
+        """Try once more to put on disk what had to stay in memory, oldest first; where all of it is there, later lines go there
+        too. `every`: also what is being sent, since nobody may hear how that ended; what is sent twice counts once."""
+        if self._place is None:
             return
-        for segment in self._segments:
-            if segment.path is None and not segment.busy:
-                path = self._home / f"{self._next:010d}-{segment.count}.seg"
-                try:
-                    path.write_bytes(b"".join(map(seal, segment.lines)))
-                except OSError:
-                    return
-                self._next += 1
-                segment.path, segment.lines = path, []
+        try:
+            if self._own is None:
+                self._place[0].mkdir(parents=True, exist_ok=True)
+                self._own = self._settle(*self._place)
+            for segment in self._segments:
+                if segment.path is None and (every or not segment.busy):
+                    self._to_disk(self._own, segment)
+        except OSError as error:
+            return self._to_memory(error)
+        self._home, self.disk_error = self._own, None
+        return None
+
+    def _to_disk(self, home: Path, segment: Segment) -> None:
+        path, sealed = home / f"{self._next:010d}-{segment.count}.seg", b"".join(map(seal, segment.lines))
+        try:
+            path.write_bytes(sealed)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        self._next += 1
+        segment.path, segment.lines, segment.size = path, [], len(sealed)
 
     def _to_memory(self, error: OSError) -> None:
+        self._roll()
         self.disk_error = f"{error.strerror or error}"
-        self._home = None
+        self._home, self._again_s = None, time.monotonic() + AGAIN_S
 
     def _roll(self) -> None:
         if self._open is not None:

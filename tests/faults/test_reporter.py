@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import spool
 from launcher.ports import free_port
 from launcher.reporter import Reporter
 from launcher.spool import Spool
@@ -167,6 +168,49 @@ def test_a_disk_that_fills_up_costs_no_exception_and_no_recent_sample(tmp_path: 
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_spool_goes_back_to_its_disk_and_says_what_no_disk_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that was full for a moment, as while a checkpoint is written, keeps what comes after again."""
+    lines = [b'{"event":"sample","step":%d,"loss":1.0}\n' % step for step in range(50)]
+    monkeypatch.setattr(spool, "AGAIN_S", 0.05)
+    kept = spool.Spool(tmp_path / "spool", "run-a", 1)
+    kept.append(lines[:10])
+    home = next((tmp_path / "spool").iterdir())
+    real, full = Path.write_bytes, [True]
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    kept._to_memory(OSError(28, "No space left on device"))
+    kept.append(lines[10:20])
+    time.sleep(0.06)
+    kept.append(lines[20:30])
+    assert kept.disk_error is not None and kept.waiting == 30
+    full[0] = False
+    time.sleep(0.06)
+    kept.append(lines[30:])
+    assert kept.disk_error is None and len(list(home.glob("*.seg"))) >= 2
+    taken = kept.take()
+    assert taken is not None and taken[1] == lines[:10]
+    kept.close()
+    again = spool.Spool(tmp_path / "spool", "run-a", 2)
+    found = list[bytes]()
+    while (one := again.take()) is not None:
+        found += one[1]
+        again.drop(one[0])
+    assert found == lines
+    again.close()
+
+    voice = Reporter(f"http://127.0.0.1:{free_port()}", "t", "run-a", 1, None)
+    voice.report(step=1, loss=1.0)
+    assert not voice.close(timeout_s=0.5)
+    assert "are lost, since no disk keeps them (no spool folder was given)" in capsys.readouterr().err
 
 
 def test_a_body_is_what_the_wire_says_it_is(tmp_path: Path) -> None:
