@@ -111,12 +111,18 @@ class Places:
             if elastic and waited > ELASTIC_PATIENCE_S:
                 part = self._fewer(whole, fewest)
                 if part is not None:
-                    rest = self._place(self._spec.ranks - part.bundle_count)  # comes when there is room
                     self.slots = [Slot(part, i) for i in range(part.bundle_count)]
-                    self.slots += [Slot(rest, i, lost=True) for i in range(rest.bundle_count)]
+                    self._await_others()
                     return
                 whole, began = self._place(self._spec.ranks), time.monotonic()
         self.slots = [Slot(whole, i) for i in range(self._spec.ranks)]
+
+    def _await_others(self) -> None:
+        """Places for the ranks that have none yet, a host's worth at a time, so that each host is of use when it comes."""
+        a_host = -(-self._spec.ranks // self._spec.cluster.nodes.max)
+        while (missing := self._spec.ranks - len(self.slots)) > 0:
+            place = self._place(min(a_host, missing))
+            self.slots += [Slot(place, i, lost=True) for i in range(place.bundle_count)]
 
     def _fewer(self, whole: Any, fewest: int) -> Any | None:
         """Places for fewer ranks than all, the most that can be had; None when not even the fewest can."""

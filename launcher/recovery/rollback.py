@@ -59,11 +59,19 @@ class Rollbacks:
         return cls(skips, sum(not e.fields.get("asked") for e in found))
 
     def add(self, folder: RunFolder, attempt: int, ask: RollBack) -> None:
-        """Make checkpoints from the onset on void, and leave the batches out: one entry of the log, so both or neither."""
+        """Make checkpoints from the onset on void, and leave the batches out: one entry of the log, so both or neither. May be
+        called again after an error, which leaves open whether the entry is there."""
         from launcher.training.saving import run_log
 
-        skip = [ask.onset, ask.called - ask.onset + 1]
-        run_log(folder).append("rollback", attempt, step=ask.onset - 1, skip=skip, why=ask.why)
+        log, skip = run_log(folder), [ask.onset, ask.called - ask.onset + 1]
+        fields = {"step": ask.onset - 1, "skip": skip, "why": ask.why}
+        newest = next(reversed(log.entries()), None)
+        if newest is None or (newest.kind, newest.attempt, newest.fields) != (
+            "rollback",
+            attempt,
+            {"run": folder.name, **fields},
+        ):
+            log.append("rollback", attempt, **fields)
         self.skips.append(skip)
         self.unasked += 1
 

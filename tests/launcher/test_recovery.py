@@ -18,7 +18,7 @@ from launcher.recovery.goodput import Ledger
 from launcher.recovery.owning import AlreadyOver, wait_for_turn
 from launcher.recovery.preempt import Watch, read_notices
 from launcher.recovery.restarts import Failure, Restarts
-from launcher.recovery.rollback import wanted
+from launcher.recovery.rollback import RollBack, Rollbacks, wanted
 from launcher.runspec.model import Policy, RunSpec
 from launcher.storage.record import Record
 from launcher.storage.runfolder import RunFolder, steps_after
@@ -283,6 +283,19 @@ def test_a_rollback_goes_before_the_onset_and_leaves_out_what_followed() -> None
 )
 def test_nothing_is_rolled_back_without_a_reason_in_this_attempt(change: dict[str, Any]) -> None:
     assert asked(**change) is None
+
+
+def test_a_rollback_whose_outcome_was_open_is_written_down_once(tmp_path: Path) -> None:
+    """Twice in the log, the next driver would leave twice the batches out."""
+    folder = RunFolder(tmp_path / "r")
+    folder.path.mkdir()
+    log = RunLog(FolderStore(folder.path), "r")
+    with log.take("s") as holding:
+        ask = RollBack(110, 130, "off its line")
+        for _ in range(2):  # as after an answer that was lost
+            Rollbacks([], 0).add(folder, holding.attempt, ask)
+        Rollbacks([], 0).add(folder, holding.attempt, RollBack(90, 130, "off its line"))
+    assert [e.fields["step"] for e in log.entries() if e.kind == "rollback"] == [109, 89]
 
 
 def test_commits_that_a_rollback_made_void_are_not_resumed_from(tmp_path: Path) -> None:
