@@ -19,7 +19,7 @@ failures costs time.
 
 The output says of each cost whether it was measured, and where, or is assumed. Save, upload, hang and replacement are
 arithmetic on bytes and bandwidths, not measurements. Of restart, two CPU cores show only that one on warm processes takes
-1.7 s from SIGKILL to the first new step; a cluster's is longer: collective set-up over thousands of ranks and loading shards from
+0.7 s from SIGKILL to the first new step; a cluster's is longer: collective set-up over thousands of ranks and loading shards from
 storage. So the table has a few seconds, a minute, and five minutes; which of them holds on a given cluster has not been measured.
 """
 
@@ -38,7 +38,7 @@ BYTES = 14
 SOURCES: dict[str, tuple[str, str]] = {
     "hours_between_failures": ("published", "Kokolis et al. 2024; 16,384 GPUs is their projection"),
     "detect_s": ("assumed", "of a process that ends; on one machine of 2 CPU cores Ray told of it within a tenth of a second"),
-    "restart_s": ("assumed", "a range: 2 CPU cores show 1.7 s from SIGKILL to the first new step on warm processes (bench/recovery.py); no cluster was at hand"),
+    "restart_s": ("assumed", "a range: 2 CPU cores show 0.7 s from SIGKILL to the first new step on warm processes (bench/recovery.py); no cluster was at hand"),
     "save_s": ("assumed", "14 bytes a parameter over --disk-gb-s a host: arithmetic"),
     "upload_s": ("assumed", "the same bytes over --store-gb-s: arithmetic on a published limit of Azure, no account was at hand"),
     "hangs": ("assumed", "share of failures that only hang"),
