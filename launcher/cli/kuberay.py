@@ -208,7 +208,7 @@ def kept_or(spec: Any, lines: Iterator[str]) -> Iterator[str]:
 
 def _stored_log(spec: Any) -> str | None:
     """The newest job's output as the run's storage has it; None where there is none, or it can't be reached."""
-    if not spec.checkpoints.url.startswith("az://"):
+    if not in_reach(spec):
         return None
     from launcher.storage.remote import store_of
     from launcher.storage.runfolder import RunFolder
@@ -260,7 +260,7 @@ def _follow(api: Any, spec: Any) -> int:
 
 def _stored(spec: Any) -> dict[str, Any]:
     """Step, checkpoint and loss from the run's storage; empty where it can't be reached."""
-    if not spec.checkpoints.url.startswith("az://"):
+    if not in_reach(spec):
         return {}
     from launcher.jobs.standing import answer, facts_of
     from launcher.storage.remote import refresh

@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         print(priced(ladder.name, [make_plan(s) for s in left]), file=sys.stderr)
     if len(left) < len(rungs):
         print(f"{len(rungs) - len(left)} of {len(rungs)} runs are finished already", file=sys.stderr)
-    missing_token = untold(left[0], "ingest") if left else None
+    missing_token = untold(left[0], "ingest,read") if left else None
     if missing_token is not None:
         print(f"warning: {missing_token}", file=sys.stderr)
     if args.dry_run:

@@ -150,7 +150,7 @@ def hand_in(
     print(summary(plan), file=sys.stderr)
     for warning in plan["warnings"]:
         print(f"warning: {', '.join(warning['keys'])}: {warning['message']}", file=sys.stderr)
-    missing_token = untold(spec, f"ingest:{spec.name}")
+    missing_token = untold(spec, f"ingest:{spec.name},read")
     if missing_token is not None:
         print(f"warning: {missing_token}", file=sys.stderr)
     if getattr(args, "dry_run", False):

@@ -61,7 +61,7 @@ def ray_findings(spec: RunSpec | None, local: Any, settings: Mapping[str, str]) 
         found.append(Finding("ray auth", "pass", "refuses whoever has no token"))
     else:
         loopback = re.match(r"https?://(127\.|localhost|\[::1\])", cluster.address)
-        fix = "start every node with RAY_AUTH_MODE=token (docs/azure.md), or keep it on loopback"
+        fix = "start every node with RAY_AUTH_MODE=token (docs/kubernetes.md), or keep it on loopback"
         state: State = "warn" if loopback else "fail"
         found.append(Finding("ray auth", state, "runs the code of anyone who reaches it", fix))
     return found
@@ -159,7 +159,7 @@ def monitor(url: str, token_env: str, token: str) -> list[Finding]:
         ]
     found = [Finding("monitor", "pass", f"{url} answers")]
     found += skew(headers.get("Date") or headers.get("date"), time.time())
-    make = "losscast monitor token create --store DIR --scope ingest"
+    make = "losscast monitor token create --store DIR --scope ingest,read"
     if not token:
         return [
             *found,
@@ -277,7 +277,7 @@ def kubernetes(spec: RunSpec) -> list[Finding]:
             },
         )
     except NotThere:
-        fix = "install the KubeRay operator (docs/azure.md)"
+        fix = "install the KubeRay operator (docs/kubernetes.md)"
         return [Finding("kubernetes", "fail", "the cluster knows no RayJob, or no such namespace", fix)]
     except Forbidden as error:
         return [Finding("kubernetes", "fail", one_line(error), f"ask for the role of k8s/ in {space}")]

@@ -135,9 +135,7 @@ def _queued(seen: Seen) -> tuple[str, tuple[str, ...]]:
     if work is None:
         return (
             f"Kueue has not looked at it yet: there is no Workload for queue {queue!r}",
-            (
-                "Is Kueue running, with ray.io/rayjob among its integrations (infra and docs/azure.md do both)?",
-            ),
+            ("Is Kueue running, with ray.io/rayjob among its integrations (docs/kubernetes.md)?",),
         )
     if _true(work, "Admitted"):
         return "Kueue has let it in; KubeRay is about to start the pods", ()
@@ -314,7 +312,7 @@ def _for_nodes(scheduled: Object) -> tuple[str, ...]:
 def _for_secret(message: str) -> tuple[str, ...]:
     if "secret" in message:
         return (
-            "kubectl create secret generic losscast-token --from-literal=token=$(losscast monitor token create --scope ingest ...)",
+            "kubectl create secret generic losscast-token --from-literal=token=$(losscast monitor token create --store DIR --scope ingest,read)",
         )
     return ()
 

@@ -240,7 +240,7 @@ def test_data_that_is_not_there_and_a_token_that_is_not_set_are_said_before_hour
     Path("ladder.yaml").write_text(json.dumps(watched))
     assert main(["ladder", "ladder.yaml", "--dry-run"]) == 0
     said = capsys.readouterr().err
-    assert "LOSSCAST_TOKEN is not set here" in said and "--scope ingest\n" in said
+    assert "LOSSCAST_TOKEN is not set here" in said and "--scope ingest,read\n" in said
     absent = merged(watched, {"base": {"data": {"path": "corpus"}}})
     Path("ladder.yaml").write_text(json.dumps(absent))
     assert main(["ladder", "ladder.yaml", "--dry-run"]) == 2

@@ -56,7 +56,7 @@ async function tell(method, path, body) {
     method, credentials: "same-origin", headers: { "Content-Type": "application/json" }, body: body ? JSON.stringify(body) : undefined,
   });
   if (answer.status === 401) throw new SignedOut();
-  if (answer.status === 403) throw new Error("This token may look and not touch: `losscast monitor token create --scope read,operate` makes one that may.");
+  if (answer.status === 403) throw new Error("This token may look and not touch: `losscast monitor token create --store DIR --scope read,operate` makes one that may.");
   if (!answer.ok) throw new Error(((await answer.json().catch(() => null)) ?? {}).error ?? `the service answered ${answer.status}`);
 }
 

@@ -124,6 +124,6 @@ export async function open(host, context) {
 function welcome() {
   return el("div", { class: "empty" },
     el("p", {}, "No run has reported yet. Make a token that may send, and point a run at this monitor:"),
-    el("pre", {}, "losscast monitor token create --store DIR --scope ingest\nlosscast submit run.yaml"),
+    el("pre", {}, "losscast monitor token create --store DIR --scope ingest,read\nlosscast submit run.yaml"),
     el("p", {}, "Or see the whole line on this machine first:"), el("pre", {}, "losscast demo"));
 }
