@@ -16,6 +16,18 @@ from monitor.wire import Event, SampleLine
 _step, _loss = attrgetter("step"), attrgetter("loss")
 
 
+def note_attempt(facts: RunFacts, number: int) -> AttemptFacts:
+    """The attempt that something arrived of. With a new one the run goes on, though it had ended."""
+    attempt = facts.attempt_facts(number)
+    if attempt is None:
+        attempt = AttemptFacts(number)
+        facts.attempts = [*facts.attempts[-999:], attempt]
+        facts.ended_time = facts.ended_received = facts.end_reason = None
+        if len(facts.attempts) > 1:
+            facts.restarts_since_step += 1
+    return attempt
+
+
 def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine], now: float) -> None:
     """Bring what is known of a run up to date with samples that arrived at `now`."""
     if attempt.resume_step is None:

@@ -14,7 +14,7 @@ from typing import Any
 from monitor.store.columns import Damaged, pack_lines
 from monitor.store.facts import AttemptFacts, RunFacts
 from monitor.store.known import Known
-from monitor.store.noting import note_event, note_samples
+from monitor.store.noting import note_attempt, note_event, note_samples
 from monitor.store.tables import ChunkRow, EventRow, Judged
 from monitor.wire import Event, Request, SampleLine, Samples
 
@@ -128,13 +128,7 @@ class Group:
         assert ask.request is not None
         for part in ask.request.parts:
             facts = self._facts(part.run, ask.owner)
-            attempt = facts.attempt_facts(part.attempt)
-            if attempt is None:
-                attempt = AttemptFacts(part.attempt)
-                facts.attempts = [*facts.attempts[-999:], attempt]
-                facts.ended_time = facts.ended_received = facts.end_reason = None
-                if len(facts.attempts) > 1:
-                    facts.restarts_since_step += 1
+            attempt = note_attempt(facts, part.attempt)
             if isinstance(part, Samples):
                 self._samples(facts, attempt, part, ask)
             else:

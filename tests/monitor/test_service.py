@@ -516,6 +516,18 @@ def test_old_runs_are_removed_with_all_that_is_kept_of_them_and_may_come_again(t
     opened.close()
 
 
+def test_a_run_that_is_heard_of_is_not_removed_however_long_ago_it_ended(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0], keep_days=30)
+    ended = schema.encode_event(schema.event("run_ended", "a", 1, time=1.0, reason="stopped"))
+    opened.send(*lines("a", curve(5)), ended)
+    now[0] += 20 * 86400
+    opened.send(*lines("a", curve(5, start=6), seq=5, step=6))
+    now[0] += 20 * 86400
+    assert opened.monitor.remove_old() == 0
+    opened.close()
+
+
 def test_what_was_written_is_let_go_and_is_not_judged_twice(opened: Open) -> None:
     losses = [*curve(60), math.nan, *curve(40, start=62)]
     opened.send(*lines("a", losses))

@@ -2,19 +2,23 @@
 
 import csv
 import io
+import itertools
 import math
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from monitor.errors import Failed, WrongInput
 from monitor.replay import read_samples
+from monitor.schema import encode_event, event
 from monitor.store.backup import backup, restore
 from monitor.store.check import check
 from monitor.store.columns import Damaged, unpack
 from monitor.store.export import export
+from monitor.store.facts import seal, to_bytes
 from monitor.store.ingest import Ingest
 from monitor.store.repair import repair
 from monitor.store.store import FILE, Store
@@ -74,6 +78,50 @@ def test_what_a_flipped_byte_took_is_named_and_can_be_sent_again(tmp_path: Path)
     losses = sorted(v for c in ingest.store.chunks(1) for v in unpack(c.body).get("loss").tolist())
     assert losses == [2.0 + seq for seq in range(400)]
     ingest.store.close()
+
+
+def test_what_a_repair_makes_up_of_a_run_from_its_rows_is_what_was_known_of_it(tmp_path: Path) -> None:
+    """A run that ended and goes on since is running, however it is learned."""
+    clock = itertools.count(1000)
+    store = Store(tmp_path)
+    ingest = Ingest(store, clock=lambda: float(next(clock)))
+    ingest.start()
+    for attempt in (1, 2):
+        for seq in range(0, 30, 10):
+            send(
+                ingest,
+                *[
+                    sample("a", attempt, s, 20 * attempt + s, tokens=512.0 * s, tokens_per_s=99.0, mfu=0.4)
+                    for s in range(seq, seq + 10)
+                ],
+                *[sample("bare", attempt, s, 20 * attempt + s, 2.5) for s in range(seq, seq + 10)],
+            )
+        send(ingest, encode_event(event("checkpoint", "a", attempt, time=7.0, step=9)))
+        if attempt == 1:
+            send(
+                ingest,
+                *[
+                    encode_event(event("run_ended", run, 1, time=8.0, reason="failed"))
+                    for run in ("a", "bare")
+                ],
+            )
+    send(ingest, encode_event(event("heartbeat", "a", 2, time=9.0)))
+    ingest.stop()
+    known = {name: ingest.runs[name] for name in ("a", "bare")}
+    assert all(facts.phase == "running" for facts in known.values()) and known["a"].tokens == 512.0 * 29
+    for facts in known.values():  # what is known no longer fits the rows: it is made up anew
+        blob = to_bytes(msgspec.structs.replace(facts, samples=facts.samples + 1))
+        store.connection.execute(
+            "UPDATE runs SET facts=?, crc=? WHERE run_id=?",
+            (blob, seal(facts.run_id, facts.run, blob), facts.run_id),
+        )
+    store.connection.execute("UPDATE ledger SET crc=crc+1")
+    store.close()
+    assert repair(tmp_path)
+    again = Store(tmp_path)
+    for facts in again.runs():
+        assert facts == known[facts.run]
+    again.close()
 
 
 def test_a_repaired_store_holds_nothing_that_was_not_sent(tmp_path: Path) -> None:
