@@ -43,11 +43,15 @@ def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine]
     last = lines[-1]
     if len(lines) > 1 and not all(map(lt, map(_step, lines), map(_step, islice(lines, 1, None)))):
         last = max(lines, key=_step)
+    furthest = facts.furthest_step
+    if furthest is None:
+        furthest = max((a.last_step for a in facts.attempts if a.last_step is not None), default=None)
+    if furthest is None or last.step > furthest:
+        furthest, facts.restarts_since_step = last.step, 0
+    facts.furthest_step = furthest
     if attempt.last_step is None or last.step > attempt.last_step:
         attempt.last_step = last.step
     if facts.step is None or last.step > facts.step or attempt.samples == len(lines):
-        if facts.step is None or last.step > facts.step:
-            facts.restarts_since_step = 0
         facts.step = last.step
         facts.last_loss = last.loss
         finite = (
