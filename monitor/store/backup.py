@@ -20,7 +20,8 @@ def backup(folder: Path, target: Path) -> int:
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)  # as the store itself: nobody else's to read
         copy = sqlite3.connect(partial)
-        store.reader().backup(copy, pages=1000, sleep=0.0)
+        # in one go, of one moment: between two portions a commit has it begin anew, and a busy service always commits
+        store.reader().backup(copy, pages=-1)
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
         copy.close()
         trouble = list(itertools.islice(check(partial), 3))

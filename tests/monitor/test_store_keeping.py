@@ -5,6 +5,9 @@ import io
 import itertools
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -43,6 +46,34 @@ def test_a_backup_beside_a_live_service_opens_to_the_same_verdicts(tmp_path: Pat
     restore(tmp_path / "copy.db", tmp_path / "other")
     again = Open(tmp_path / "other")
     assert told(again) == want
+    again.close()
+
+
+def test_a_backup_beside_a_service_that_commits_all_the_time_ends(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ingest = Ingest(store)
+    ingest.start()
+    send(ingest, *[sample("a", 1, s, s, note="x" * 2000) for s in range(6000)])  # 3,000 pages and more
+    store.connection.execute("PRAGMA synchronous=OFF")  # as many commits as can be
+    place, copy = str(tmp_path / "store"), str(tmp_path / "copy.db")
+    command = [sys.executable, "-m", "launcher.cli", "monitor", "backup", "--store", place, copy]
+    backing = subprocess.Popen(command)
+    try:
+        until = time.monotonic() + 30
+        for n in itertools.count():
+            if backing.poll() is not None:
+                break
+            assert time.monotonic() < until, f"{n} commits, and the backup has not ended"
+            send(ingest, sample("b", 1, n, n))
+    finally:
+        backing.kill()
+        backing.wait()
+        ingest.stop()
+        store.close()
+    assert backing.returncode == 0
+    restore(tmp_path / "copy.db", tmp_path / "other")
+    again = Store(tmp_path / "other")
+    assert {facts.run: facts.samples for facts in again.runs()}["a"] == 6000
     again.close()
 
 
