@@ -85,6 +85,24 @@ def test_a_whole_store_needs_no_repair_and_a_live_one_gets_none(tmp_path: Path) 
     assert repair(tmp_path) == []
 
 
+@pytest.mark.parametrize("left", [FILE, FILE + "-wal", FILE + "-shm", FILE + "-journal"])
+def test_nothing_is_restored_beside_what_is_left_of_a_store(tmp_path: Path, left: str) -> None:
+    filled(tmp_path / "good").close()
+    backup(tmp_path / "good", tmp_path / "copy.db")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for aside in (f"{FILE}.damaged-1", f"{FILE}-wal.damaged-1", f"{FILE}.partial"):
+        (folder / aside).write_bytes(b"x")
+    (folder / left).write_bytes(b"x")
+    with pytest.raises(WrongInput, match=rf"what is left of one \({left}\); move {FILE}\* away"):
+        restore(tmp_path / "copy.db", folder)
+    (folder / left).unlink()
+    restore(tmp_path / "copy.db", folder)
+    again = Store(folder)
+    assert [facts.samples for facts in again.runs()] == [400]
+    again.close()
+
+
 def test_what_a_flipped_byte_took_is_named_and_can_be_sent_again(tmp_path: Path) -> None:
     store = filled(tmp_path / "good")
     body = list(store.chunks(1))[4].body
