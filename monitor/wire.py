@@ -9,6 +9,7 @@ used raises `BadLine` with its number, the reason and what is expected.
 import hashlib
 import json
 import math
+import sys
 import zlib
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -34,6 +35,8 @@ MAX_NESTING = 32
 MAX_MEMBERS = 1024
 """Gzip streams put behind one another in a body. Each costs a pass over what is left of a piece, however little it holds."""
 PIECE_BYTES = 64 << 10
+MOST = int(sys.float_info.max)
+"""Largest number that a float can be."""
 
 
 class BadLine(ValueError):
@@ -259,6 +262,22 @@ def _depth(value: Any) -> int:
     return deepest
 
 
+def _check_size(body: dict[str, Any], number: int) -> None:
+    """Whatever is a number, also one within a prediction, is computed with as a float one day."""
+    for name, value in body.items():
+        todo = [value]
+        while todo:
+            node = todo.pop()
+            if isinstance(node, dict):
+                todo.extend(node.values())
+            elif isinstance(node, list):
+                todo.extend(node)
+            elif isinstance(node, int) and not -MOST <= node <= MOST:
+                raise BadLine(
+                    number, f"{name[:40]}: holds a number beyond 1e308; need one that a float can be"
+                )
+
+
 def _count(body: dict[str, Any], name: str, number: int, default: int | None = None) -> int:
     value = body.get(name)
     if value is None and default is not None:
@@ -317,6 +336,7 @@ def _event(raw: bytes, number: int) -> Event | tuple[SampleLine, dict[str, Any]]
             number, f"prediction: need the whole prediction.json or null; got {type(prediction).__name__}"
         )
     seq = _count(body, "seq", number) if body.get("seq") is not None else None
+    _check_size(body, number)
     body = spell(body)
     body.pop("attempt")
     digest = hashlib.blake2b(

@@ -124,7 +124,7 @@ class Monitor:
         old = [
             f
             for f in list(self.ingest.runs.values())
-            if self.keep_s > 0 and now - (f.ended_received or f.last_received) > self.keep_s
+            if self.keep_s > 0 and now - max(f.ended_received or 0.0, f.last_received) > self.keep_s
         ]
         for start in range(0, len(old), 20):  # a little at a time: who sends must not wait long
             some = old[start : start + 20]

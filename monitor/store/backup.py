@@ -9,6 +9,9 @@ from monitor.errors import GIVE_A_STORE, Failed, WrongInput, unwritable
 from monitor.store.check import DAMAGE, check, words
 from monitor.store.store import FILE, Store
 
+LOGS = ("-wal", "-shm", "-journal")
+"""Ends of the names of what SQLite puts beside a file, and reads there."""
+
 
 def backup(folder: Path, target: Path) -> int:
     """Copy the store as of one moment, checked, to a file that is put in place whole. Its size in bytes."""
@@ -20,7 +23,8 @@ def backup(folder: Path, target: Path) -> int:
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)  # as the store itself: nobody else's to read
         copy = sqlite3.connect(partial)
-        store.reader().backup(copy, pages=1000, sleep=0.0)
+        # in one go, of one moment: between two portions a commit has it begin anew, and a busy service always commits
+        store.reader().backup(copy, pages=-1)
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
         copy.close()
         trouble = list(itertools.islice(check(partial), 3))
@@ -44,8 +48,12 @@ def restore(source: Path, folder: Path) -> None:
     """Put a backup where there is no store yet."""
     if not source.is_file():
         raise WrongInput(f"{source}: no such backup")
-    if (folder / FILE).exists():
-        raise WrongInput(f"{folder}: holds a store already; move {FILE}* away first, or give another folder")
+    left = [FILE + suffix for suffix in ("", *LOGS) if (folder / (FILE + suffix)).exists()]
+    if left:  # a log alone would be played into what is put beside it
+        raise WrongInput(
+            f"{folder}: holds a store already, or what is left of one ({', '.join(left)}); "
+            f"move {FILE}* away first, or give another folder"
+        )
     trouble = list(itertools.islice(check(source), 3))
     if trouble:
         raise Failed(f"{source}: damaged: {'; '.join(trouble)}")

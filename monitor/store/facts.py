@@ -43,6 +43,9 @@ class RunFacts(msgspec.Struct):
     """Anything at all was heard, a heartbeat too."""
     last_step_received: float | None = None
     step: int | None = None
+    """Where its newest attempt is."""
+    furthest_step: int | None = None
+    """Where any attempt has been; None too in what was written before this was kept."""
     loss: float | None = None
     """Last finite one, nats per token."""
     last_loss: float | None = None
@@ -69,6 +72,7 @@ class RunFacts(msgspec.Struct):
     steps_lost: int | None = None
     restarts: dict[str, int] = {}
     restarts_since_step: int = 0
+    """Attempts that began since the run was last further than ever: steps that are done again are no way forward."""
     checkpoint_received: float | None = None
     checkpoint_step: int | None = None
     checkpoint_interval_s: float | None = None

@@ -1,15 +1,20 @@
 """The writer: takes requests off a bounded queue, commits many at a time, and answers each when its samples are on disk.
 
 What is accepted `monitor.store.staging` decides. When a commit fails (disk full, I/O error) every request in it is refused,
-what was staged in memory is dropped, and the next commit starts from what is on disk.
+what was staged in memory is dropped, and the next commit starts from what is on disk. A request that breaks the staging
+itself is answered alone, and the others are staged anew without it. Nobody who asked is left without an answer.
 """
 
+import contextlib
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from typing import TypeVar
 
+from monitor.store.columns import Damaged
 from monitor.store.facts import RunFacts
 from monitor.store.known import Known
 from monitor.store.staging import Ask, Group, Refused, Taken
@@ -25,6 +30,10 @@ GROUP_REQUESTS = 512
 QUEUE_SAMPLES = 200_000
 """Samples that may wait for the writer; a request beyond is told to come back (429)."""
 QUEUE_REQUESTS = 4096
+MOST_BROKEN = 8
+"""Requests of a group that may break its staging, each at the price of staging the rest anew; then the rest is to come back."""
+
+T = TypeVar("T")
 
 
 class Ingest:
@@ -152,49 +161,64 @@ class Ingest:
 
     def _merge(self, merge: Merge, done: Future[bool]) -> None:
         try:
-            done.set_result(self.store.merge(merge))
+            found = self.store.merge(merge)
         except Exception as error:  # nothing is lost by it: the rows stay as small as they are
-            done.set_exception(error)
+            _refuse(done, error)
+        else:
+            _answer(done, found)
 
     def _take(self, group: list[Ask]) -> None:
         started = time.perf_counter()
-        staged = Group(self.known, self.clock(), self.max_runs)
-        taken: list[Ask] = []
-        for ask in group:
-            if ask.request is not None:
-                with self._gate:
+        with self._gate:  # all of them wait no longer, whatever becomes of each
+            for ask in group:
+                if ask.request is not None:
                     self._waiting[0] -= ask.request.samples + len(ask.request.parts)
                     self._waiting[1] -= 1
-            try:
-                if ask.request is not None:
-                    staged.check(ask)
-                    staged.take(ask)
-                else:
-                    staged.judged.extend(ask.judged)
-                    staged.remove.extend(ask.remove)
-                taken.append(ask)
-            except Refused as refused:
-                if ask.done:
-                    ask.done.set_exception(refused)
-            except Exception as error:  # the writer must outlive whatever a request does to it
-                staged.forget()
-                self._fail([*taken, ask], error)
-                return
+        staged, taken = self._stage(group)
         try:
             staged.commit()
         except Exception as error:
             staged.forget()
             self._fail(taken, error)
             return
-        self.failing = None
+        if taken:
+            self.failing = None
         for ask in taken:
-            if ask.done:
-                ask.done.set_result(
-                    Taken(ask.accepted, ask.duplicates, ask.request.unknown if ask.request else 0)
-                )
+            _answer(ask.done, Taken(ask.accepted, ask.duplicates, ask.request.unknown if ask.request else 0))
         if staged.chunks or staged.events:
             self.committed(staged.ord - 1)
             self.observe(time.perf_counter() - started, sum(ask.accepted for ask in taken))
+
+    def _stage(self, group: list[Ask]) -> tuple[Group, list[Ask]]:
+        """What can be committed of a group, and whose it is. All others are answered."""
+        left = group
+        for _ in range(MOST_BROKEN):
+            staged = Group(self.known, self.clock(), self.max_runs)
+            taken: list[Ask] = []
+            for at, ask in enumerate(left):
+                try:
+                    staged.add(ask)
+                except Refused as refused:
+                    _refuse(ask.done, refused)
+                except Exception as error:  # the writer must outlive whatever a request does to it
+                    left = [*taken, *left[at + 1 :]]
+                    trouble = error
+                    break
+                else:
+                    taken.append(ask)
+            else:
+                return staged, taken
+            # half of the request may be staged: it goes back, and with it what the others had staged
+            whole = staged.forget()
+            if isinstance(trouble, (sqlite3.Error, Damaged, OSError, MemoryError)):
+                self._fail([ask], trouble)
+            else:  # it would break the next one as well: it is not to come back
+                kind = type(trouble).__name__
+                _refuse(ask.done, Refused(422, "invalid", f"it can't be taken: {kind}: {str(trouble)[:200]}"))
+            if not whole:
+                break
+        self._fail(left, trouble)
+        return Group(self.known, self.clock(), self.max_runs), []
 
     def _fail(self, asks: list[Ask], error: Exception) -> None:
         text = str(error)
@@ -202,5 +226,17 @@ class Ingest:
         self.failing = text
         status, reason = (507, "disk_full") if full else (503, "store")
         for ask in asks:
-            if ask.done and not ask.done.done():
-                ask.done.set_exception(Refused(status, reason, f"nothing was stored: {text}", retry_after=5))
+            _refuse(ask.done, Refused(status, reason, f"nothing was stored: {text}", retry_after=5))
+
+
+def _answer(done: Future[T] | None, found: T) -> None:
+    """Say what became of it to whoever still waits: a sender that hung up has cancelled its future."""
+    if done is not None:
+        with contextlib.suppress(InvalidStateError):
+            done.set_result(found)
+
+
+def _refuse(done: Future[T] | None, error: Exception) -> None:
+    if done is not None:
+        with contextlib.suppress(InvalidStateError):
+            done.set_exception(error)

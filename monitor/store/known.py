@@ -1,5 +1,6 @@
 """What memory holds of the store's runs, so that a request is checked without reading: the runs, and their samples' numbers."""
 
+import sqlite3
 from collections.abc import Iterable
 
 from monitor.store.columns import Damaged, unpack
@@ -68,14 +69,20 @@ class Known:
             for key in [key for key in self._seen if key[0] in run_ids]:
                 del self._seen[key]
 
-    def reload(self, names: set[str], run_ids: set[int]) -> None:
-        """Forget what memory holds of these runs and read it from the store again."""
+    def reload(self, names: set[str], run_ids: set[int]) -> bool:
+        """Forget what memory holds of these runs and read it from the store again. False where not all can be read."""
         self.forget_seen(run_ids)
+        whole = True
         for name in names:
-            facts = self.store.run(name)
+            try:
+                facts = self.store.run(name)
+            except (sqlite3.Error, Damaged, OSError, ValueError):
+                whole = False  # its counts stay as they are; its seqs come from disk next time
+                continue
             if facts is None:
                 gone = self.runs.pop(name, None)
                 if gone is not None:
                     self.owned[gone.owner] -= 1
             else:
                 self.runs[name] = facts
+        return whole

@@ -16,6 +16,18 @@ from monitor.wire import Event, SampleLine
 _step, _loss = attrgetter("step"), attrgetter("loss")
 
 
+def note_attempt(facts: RunFacts, number: int) -> AttemptFacts:
+    """The attempt that something arrived of. With a new one the run goes on, though it had ended."""
+    attempt = facts.attempt_facts(number)
+    if attempt is None:
+        attempt = AttemptFacts(number)
+        facts.attempts = [*facts.attempts[-999:], attempt]
+        facts.ended_time = facts.ended_received = facts.end_reason = None
+        if len(facts.attempts) > 1:
+            facts.restarts_since_step += 1
+    return attempt
+
+
 def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine], now: float) -> None:
     """Bring what is known of a run up to date with samples that arrived at `now`."""
     if attempt.resume_step is None:
@@ -31,11 +43,15 @@ def note_samples(facts: RunFacts, attempt: AttemptFacts, lines: list[SampleLine]
     last = lines[-1]
     if len(lines) > 1 and not all(map(lt, map(_step, lines), map(_step, islice(lines, 1, None)))):
         last = max(lines, key=_step)
+    furthest = facts.furthest_step
+    if furthest is None:
+        furthest = max((a.last_step for a in facts.attempts if a.last_step is not None), default=None)
+    if furthest is None or last.step > furthest:
+        furthest, facts.restarts_since_step = last.step, 0
+    facts.furthest_step = furthest
     if attempt.last_step is None or last.step > attempt.last_step:
         attempt.last_step = last.step
     if facts.step is None or last.step > facts.step or attempt.samples == len(lines):
-        if facts.step is None or last.step > facts.step:
-            facts.restarts_since_step = 0
         facts.step = last.step
         facts.last_loss = last.loss
         finite = (

@@ -1,4 +1,4 @@
-"""Asking the store: read-only connections, one a thread, short transactions, no mmap.
+"""Asking the store: read-only connections, one a thread for as long as the thread lives, short transactions, no mmap.
 
 Nothing is passed over in silence: a row whose seal is broken, and one that should be there and is not, raise Damaged.
 """
@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,46 @@ from monitor.store.tables import HEAD, BandRow, ChunkRow, EventRow, run_of
 MOST = 2**62
 
 
+class _Held:
+    """A connection, closed when neither its thread nor a query that is not read to its end holds it any more.
+
+    By itself it is part of a cycle (its cache of statements refers to it), and would be closed at some time or other.
+    """
+
+    __slots__ = ("__weakref__", "db")
+
+    def __init__(self, path: Path):
+        self.db = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True, isolation_level=None,
+                                  check_same_thread=False)  # fmt: skip
+
+    def __del__(self) -> None:
+        if hasattr(self, "db"):
+            self.db.close()
+
+
 class Reader:
     """What can be asked of a store. Any thread."""
 
     def __init__(self, path: Path):
         self.path = path
         self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._gate = threading.Lock()
+        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
+        """For `close`. Held by their threads alone: a pool's threads come and go for weeks."""
 
     def reader(self) -> sqlite3.Connection:
         """This thread's read-only connection."""
-        found = getattr(self._local, "db", None)
+        return self._hold().db
+
+    def _hold(self) -> _Held:
+        found: _Held | None = getattr(self._local, "held", None)
         if found is None:
-            found = sqlite3.connect(f"file:{quoted(self.path)}?mode=ro", uri=True, isolation_level=None,
-                                    check_same_thread=False)  # fmt: skip
-            found.execute("PRAGMA query_only=ON")
-            found.execute("PRAGMA mmap_size=0")
-            self._local.db = found
-            self._readers.append(found)
+            found = _Held(self.path)
+            found.db.execute("PRAGMA query_only=ON")
+            found.db.execute("PRAGMA mmap_size=0")
+            self._local.held = found
+            with self._gate:
+                self._held.add(found)
         return found
 
     @contextlib.contextmanager
@@ -54,7 +77,8 @@ class Reader:
     def _read(self, sql: str, cells: Sequence[Any] = ()) -> Iterator[Any]:
         """Rows of a query. Raises Damaged where the file is, sqlite3.OperationalError where it can't be read just now."""
         try:
-            yield from self.reader().execute(sql, cells)
+            held = self._hold()  # by this frame, so for as long as rows are left to read
+            yield from held.db.execute(sql, cells)
         except UnicodeDecodeError as error:  # an error text that quotes damaged bytes
             raise self._damaged("it holds bytes that are no text") from error
         except sqlite3.OperationalError:
@@ -369,9 +393,11 @@ class Reader:
 
     def close(self) -> None:
         """Let go of the connections."""
-        for db in self._readers:
-            db.close()
-        self._readers.clear()
+        with self._gate:
+            all_held = list(self._held)
+            self._held.clear()
+        for held in all_held:
+            held.db.close()
 
 
 def _ord(row: ChunkRow | EventRow) -> int:

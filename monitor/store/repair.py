@@ -14,10 +14,10 @@ from typing import Any
 
 from monitor.errors import Failed, WrongInput
 from monitor.store.check import DAMAGE, check, readable, whole, words
-from monitor.store.columns import Damaged, unpack
-from monitor.store.facts import AttemptFacts, RunFacts, from_bytes
+from monitor.store.columns import Damaged, missing, unpack
+from monitor.store.facts import RunFacts, from_bytes
 from monitor.store.known_schema import readable_schema, with_known_schema
-from monitor.store.noting import note_event, note_samples
+from monitor.store.noting import note_attempt, note_event, note_samples
 from monitor.store.query import quoted
 from monitor.store.store import FILE, Store
 from monitor.store.tables import OF_A_RUN, ChunkRow, EventRow, ledger_row, run_row
@@ -195,10 +195,7 @@ def _again(db: sqlite3.Connection, old: RunFacts) -> RunFacts:
     ]
     parts += [EventRow(*row[:-1]) for row in db.execute("SELECT * FROM events WHERE run_id=?", (old.run_id,))]
     for part in sorted(parts, key=lambda part: part.ord):
-        attempt = facts.attempt_facts(part.attempt)
-        if attempt is None:
-            attempt = AttemptFacts(part.attempt)
-            facts.attempts = [*facts.attempts, attempt]
+        attempt = note_attempt(facts, part.attempt)
         if isinstance(part, EventRow):
             note_event(
                 facts,
@@ -207,16 +204,29 @@ def _again(db: sqlite3.Connection, old: RunFacts) -> RunFacts:
                 part,
             )
         else:
-            columns = unpack(part.body)
-            lines = [
-                SampleLine(facts.run, part.attempt, int(s), int(t), x)
-                for s, t, x in zip(
-                    columns.get("seq"), columns.get("step"), columns.get("loss").tolist(), strict=True
-                )
-            ]
+            lines = _lines(facts.run, part)
             attempt.samples += len(lines)
             note_samples(facts, attempt, lines, part.received)
         facts.last_ord, facts.last_received = part.ord, part.received
         if isinstance(part, EventRow):
             facts.event_ord = part.ord
+    facts.last_received = max(facts.last_received, old.last_received)  # most heartbeats are in no row
     return facts
+
+
+def _lines(run: str, chunk: ChunkRow) -> list[SampleLine]:
+    """A chunk's samples, with those of their numbers that what is known of a run is made from. Raises Damaged."""
+    columns = unpack(chunk.body)
+    lines = [
+        SampleLine(run, chunk.attempt, int(seq), int(step), loss)
+        for seq, step, loss in zip(
+            columns.get("seq"), columns.get("step"), columns.get("loss").tolist(), strict=True
+        )
+    ]
+    for name in ("time", "tokens", "tokens_per_s", "mfu"):
+        column = columns.of.get(name)
+        if column is not None:
+            for line, value, gone in zip(lines, column.tolist(), missing(column).tolist(), strict=True):
+                if not gone:
+                    setattr(line, name, value)
+    return lines

@@ -4,9 +4,7 @@ The one place that decides that. Key of a sample is (run, attempt, seq): a repea
 newest attempt of a run is the one that is listened to; an older one is refused. A request is taken whole or not at all.
 """
 
-import contextlib
 import json
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from typing import Any
 from monitor.store.columns import Damaged, pack_lines
 from monitor.store.facts import AttemptFacts, RunFacts
 from monitor.store.known import Known
-from monitor.store.noting import note_event, note_samples
+from monitor.store.noting import note_attempt, note_event, note_samples
 from monitor.store.tables import ChunkRow, EventRow, Judged
 from monitor.wire import Event, Request, SampleLine, Samples
 
@@ -81,6 +79,15 @@ class Group:
         self.digests: set[tuple[int, int, bytes]] = set()
         self.ord = known.next_ord
 
+    def add(self, ask: Ask) -> None:
+        """Stage what is asked for. Raises Refused, and nothing has changed; after anything else `forget` is due."""
+        if ask.request is not None:
+            ask.accepted = ask.duplicates = 0
+            self.check(ask)
+            self.take(ask)
+        self.judged.extend(ask.judged)
+        self.remove.extend(ask.remove)
+
     def check(self, ask: Ask) -> None:
         """Raise Refused when any part of the request can't be taken; changes nothing."""
         known = self.known
@@ -107,9 +114,12 @@ class Group:
                 )  # fmt: skip
             newest[run] = part.attempt
             facts = known.runs.get(run)
-            if facts is not None and isinstance(part, Samples):
+            if facts is not None:
                 try:
-                    known.seen(facts, part.attempt)
+                    if isinstance(part, Samples) or part.seq is not None:
+                        known.seen(facts, part.attempt)
+                    elif part.kind != "heartbeat":
+                        known.store.has_event(facts.run_id, part.attempt, part.digest)
                 except Damaged as error:  # of this run alone: the others' are taken
                     raise Refused(503, "store", f"run {run}: {error}", run=run, retry_after=60) from None
 
@@ -118,13 +128,7 @@ class Group:
         assert ask.request is not None
         for part in ask.request.parts:
             facts = self._facts(part.run, ask.owner)
-            attempt = facts.attempt_facts(part.attempt)
-            if attempt is None:
-                attempt = AttemptFacts(part.attempt)
-                facts.attempts = [*facts.attempts[-999:], attempt]
-                facts.ended_time = facts.ended_received = facts.end_reason = None
-                if len(facts.attempts) > 1:
-                    facts.restarts_since_step += 1
+            attempt = note_attempt(facts, part.attempt)
             if isinstance(part, Samples):
                 self._samples(facts, attempt, part, ask)
             else:
@@ -230,11 +234,9 @@ class Group:
         known.drop(gone)
         known.next_ord = self.ord
 
-    def forget(self) -> None:
-        """The commit failed: memory goes back to what is on disk."""
-        # where not even reading works the counts stay as they are; the seqs were dropped and come from disk next time
-        with contextlib.suppress(sqlite3.Error, Damaged, OSError, ValueError):
-            self.known.reload(set(self.touched), {facts.run_id for facts in self.touched.values()})
+    def forget(self) -> bool:
+        """The commit failed: memory goes back to what is on disk. False where that can't be read."""
+        return self.known.reload(set(self.touched), {facts.run_id for facts in self.touched.values()})
 
 
 def _in_order(lines: list[SampleLine]) -> bool:

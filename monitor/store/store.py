@@ -9,8 +9,10 @@ readers (`monitor.store.query`) are read-only connections.
 """
 
 import fcntl
+import json
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -219,8 +221,8 @@ class Store(Reader):
             "INSERT OR IGNORE INTO alerts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [_sealed((j.run_id, *_alert(*row), None, None)) for row in j.opened],
         ).rowcount)  # fmt: skip
-        for step, at, alert in j.closed:
-            _close(db, j.run_id, alert, int(step), float(at))
+        for (step, at, alert), attempt in zip(j.closed, _closed_in(j), strict=True):
+            _close(db, j.run_id, alert, attempt, int(step), float(at))
         changes = {row[:3]: row for row in j.verdicts}
         db.executemany(
             "INSERT INTO verdicts VALUES (?,?,?,?,?,?,?)",
@@ -265,11 +267,24 @@ def _real(value: float | None) -> float | None:
     return None if value is None or value != value else float(value)
 
 
-def _close(db: sqlite3.Connection, run_id: int, alert: str, step: int, at: float) -> None:
-    """Note when an alert ended. A row whose seal is broken is left so."""
+def _closed_in(j: Judged) -> list[int]:
+    """The attempt in which each of `closed` ended: that of the verdict that says so, in the same order.
+
+    -1 for what ended as it was called, of which no verdict says so.
+    """
+    ended: dict[str, deque[int]] = {}
+    for _, attempt, _, _, body in j.verdicts if j.closed else ():
+        for alert in json.loads(body).get("closed", ()):
+            ended.setdefault(alert, deque()).append(attempt)
+    return [ended[alert].popleft() if ended.get(alert) else -1 for _, _, alert in j.closed]
+
+
+def _close(db: sqlite3.Connection, run_id: int, alert: str, attempt: int, step: int, at: float) -> None:
+    """Note when an alert ended: one called before, in this attempt or an older one, which may have been further. A row whose
+    seal is broken is left so."""
     for *cells, crc in db.execute(
-        "SELECT * FROM alerts WHERE run_id=? AND alert=? AND step<=? AND resolved_step IS NULL",
-        (run_id, alert, step),
+        "SELECT * FROM alerts WHERE run_id=? AND alert=? AND (attempt<? OR step<=?) AND resolved_step IS NULL",
+        (run_id, alert, attempt, step),
     ).fetchall():
         if seal(*cells) == crc:
             closed = (*cells[:11], step, at)

@@ -91,6 +91,25 @@ def test_a_full_disk_takes_nothing_and_then_goes_on_without_a_restart(ingest: In
     assert ingest.failing is None and len(stored(ingest, "a")) == 60
 
 
+def test_steps_that_are_done_again_are_no_way_out_of_a_restart_loop(ingest: Ingest) -> None:
+    def steps(attempt: int, first: int, last: int) -> None:
+        for step in range(first, last + 1, 5):  # a few at a time, as they are reported
+            send(ingest, *[sample("a", attempt, s, s) for s in range(step, min(step + 5, last + 1))])
+
+    steps(1, 1, 60)
+    for attempt in (2, 3, 4):
+        steps(attempt, 41, 60)  # from the checkpoint on to where it crashes, again
+        assert ingest.runs["a"].restarts_since_step == attempt - 1
+    assert (ingest.runs["a"].step, ingest.runs["a"].furthest_step) == (60, 60)
+    ingest.runs["a"].furthest_step = None  # as a store of before has it
+    steps(5, 41, 60)
+    assert ingest.runs["a"].restarts_since_step == 4
+    steps(5, 61, 61)
+    assert ingest.runs["a"].restarts_since_step == 0
+    steps(6, 41, 43)
+    assert (ingest.runs["a"].step, ingest.runs["a"].restarts_since_step) == (43, 1)
+
+
 def test_a_token_has_its_own_runs_and_no_more_than_its_quota(ingest: Ingest) -> None:
     send(ingest, sample("a", 1, 0, 1), owner="t", quota=2)
     send(ingest, sample("b", 1, 0, 1), owner="t", quota=2)

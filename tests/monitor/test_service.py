@@ -516,6 +516,39 @@ def test_old_runs_are_removed_with_all_that_is_kept_of_them_and_may_come_again(t
     opened.close()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_alert_that_ends_in_a_newer_attempt_at_an_earlier_step_has_ended(
+    opened: Open, at_once: bool
+) -> None:
+    resumed = schema.encode_event(schema.run_started("a", 2, time=1.0, resume_step=100))
+    parts = [
+        lines("a", [*curve(100), math.nan, *curve(100, start=102), math.nan]),
+        [resumed, *lines("a", curve(30, start=101), attempt=2, step=101)],
+        lines("a", [math.nan], attempt=2, seq=30, step=131),
+    ]
+    for body in [[line for part in parts for line in part]] if at_once else parts:
+        opened.send(*body)
+        opened.judged()
+    alerts = opened.client.get("/v1/runs/a/verdicts").json()["alerts"]
+    called = [a for a in alerts if a["alert"] == "LossNonFinite"]
+    found = sorted((a["attempt"], a["step"], a["resolved_step"]) for a in called)
+    assert [row[:2] for row in found] == [(1, 101), (1, 202), (2, 131)]
+    ended = [row[2] for row in found]
+    assert 101 < ended[0] < 202 and 101 <= ended[1] < 131 and ended[2] is None
+
+
+def test_a_run_that_is_heard_of_is_not_removed_however_long_ago_it_ended(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0], keep_days=30)
+    ended = schema.encode_event(schema.event("run_ended", "a", 1, time=1.0, reason="stopped"))
+    opened.send(*lines("a", curve(5)), ended)
+    now[0] += 20 * 86400
+    opened.send(*lines("a", curve(5, start=6), seq=5, step=6))
+    now[0] += 20 * 86400
+    assert opened.monitor.remove_old() == 0
+    opened.close()
+
+
 def test_what_was_written_is_let_go_and_is_not_judged_twice(opened: Open) -> None:
     losses = [*curve(60), math.nan, *curve(40, start=62)]
     opened.send(*lines("a", losses))

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import os
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,37 @@ def test_the_next_chunks_of_a_run_are_found_without_going_over_all_of_it(tmp_pat
             assert read(chunks[k].ord).ord == chunks[k + 1].ord
             assert worked < 250, f"{worked} steps of SQLite's for one of {len(chunks)} chunks"
     store.reader().set_progress_handler(None, 0)
+    store.close()
+
+
+def test_a_thread_that_ends_lets_go_of_its_connection(tmp_path: Path) -> None:
+    """Pools end idle threads and start others, for weeks."""
+    store = filled(tmp_path)
+    halfway = []
+
+    def ask() -> None:
+        assert len(store.runs()) == 1
+        if not halfway:
+            halfway.append(store.chunks(1))
+            next(halfway[0])
+
+    def open_files() -> int:
+        return sum(FILE in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+
+    ask()
+    had = open_files()
+    for _ in range(20):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert (
+        open_files() <= had + 3
+    )  # one for the query that is not at its end, one file that SQLite keeps for the next
+    halfway.clear()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert len(list(halfway[0])) == 9, "a query outlives the thread that asked"
     store.close()
 
 

@@ -115,6 +115,14 @@ def test_what_the_constructors_write_is_read_back() -> None:
         (line(huge="x" * 5000), "too_large"),
         (b'{"event":"run_started","run":"a","attempt":1,"prediction":[]}\n', "invalid"),
         (b'{"event":"heartbeat","run":"a","attempt":1,"time":"NaN"}\n', "invalid"),
+        (
+            b'{"event":"run_started","run":"a","attempt":1,"prediction":{"tokens":1%s}}' % (b"0" * 400),
+            "invalid",
+        ),
+        (
+            b'{"event":"run_started","run":"a","attempt":1,"prediction":{"x":[{"y":-1%s}]}}' % (b"0" * 400),
+            "invalid",
+        ),
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(bad: bytes, reason: str) -> None:
