@@ -22,6 +22,8 @@ from monitor.schema import MAX_BODY_BYTES
 from monitor.service.api import build
 from monitor.service.guard import Guard
 from monitor.service.monitor import Monitor
+from monitor.service.states import states_of
+from monitor.store.facts import RunFacts
 from monitor.store.reading import FIELDS
 from monitor.store.store import Store
 from tests.monitor.live import wait_for
@@ -464,6 +466,39 @@ def test_a_run_that_stops_stepping_is_stalled_and_one_that_says_nothing_is_silen
     now[0] += 1000
     assert 'run="b"' not in opened.client.get("/metrics").text
     opened.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at work", "started again"])
+def test_a_run_that_reports_every_500th_step_stands_still_by_its_reports(tmp_path: Path, again: bool) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+    for at in range(500, 5001, 500):  # a step a second
+        now[0] = 1e9 + at
+        opened.send(sample("a", 1, at // 500 - 1, at, 6.0 * at**-0.2))
+    opened.judged()
+    run_id = opened.monitor.ingest.runs["a"].run_id
+    wait_for(lambda: "step_s" in opened.monitor.judging.last[run_id])
+    if again:
+        opened.close()
+        opened = Open(tmp_path / "store", clock=lambda: now[0])
+        now[0] += 500
+        opened.send(sample("a", 1, 10, 5500, 1.07))  # its judge goes on from what was written
+        opened.judged()
+        wait_for(lambda: opened.monitor.judging.last[run_id]["step"] == 5500)
+    assert opened.monitor.judging.last[run_id]["step_s"] == [1.0, 1.0]
+    told = now[0]
+    for waited, states in ((490, ["healthy"]), (1490, ["healthy"]), (1510, ["healthy", "stalled"])):
+        now[0] = told + waited
+        opened.send(schema.encode_event(schema.event("heartbeat", "a", 1, time=now[0])))
+        assert opened.client.get("/v1/runs/a").json()["states"] == states, waited
+    opened.close()
+
+
+def test_what_a_judge_wrote_before_it_timed_reports_still_says_when_a_run_stands_still() -> None:
+    facts = RunFacts(1, "a", step=5, last_step_received=1000.0, last_received=1300.0)
+    how = {"started": 0.0, "stalled_after_s": 180.0}
+    assert states_of(facts, {"step_s": [1.0, 2.0]}, 1300.0, **how) == ("warming_up", "stalled")
+    assert states_of(facts, {}, 1300.0, **how) == ("warming_up",)
 
 
 def test_three_restarts_without_a_step_are_a_loop(opened: Open) -> None:
