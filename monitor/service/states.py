@@ -89,6 +89,7 @@ def _clocked(
     took = last.get("step_s", (0.0, None))[1]  # what was written before a run's reports were timed has this alone
     took = last.get("report_s", took)  # a step every second says nothing of a run that tells every 500th
     stale = alerts.STALE_UNKNOWN_S if took is None else max(stalled_after_s, alerts.STALE_FACTOR * took)
+    started = max(started, facts.attempt_received or 0.0)  # before that the run was paused, or starting again
     if now - max(facts.last_step_received, started) > stale:
         yield "stalled" if now - max(facts.last_received, started) <= stale else "silent"
     if facts.checkpoint_received is not None and facts.checkpoint_interval_s is not None:

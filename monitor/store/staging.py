@@ -123,6 +123,7 @@ class Group:
                 attempt = AttemptFacts(part.attempt)
                 facts.attempts = [*facts.attempts[-999:], attempt]
                 facts.ended_time = facts.ended_received = facts.end_reason = None
+                facts.attempt_received = self.now
                 if len(facts.attempts) > 1:
                     facts.restarts_since_step += 1
             if isinstance(part, Samples):

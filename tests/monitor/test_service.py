@@ -501,6 +501,30 @@ def test_what_a_judge_wrote_before_it_timed_reports_still_says_when_a_run_stands
     assert states_of(facts, {}, 1300.0, **how) == ("warming_up",)
 
 
+def test_a_run_that_goes_on_after_a_pause_is_given_its_time_and_no_more(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+
+    def event(kind: str, attempt: int, **fields: Any) -> None:
+        opened.send(schema.encode_event(schema.event(kind, "a", attempt, time=now[0], **fields)))
+
+    opened.send(*lines("a", curve(30)))
+    for step in (10, 20, 30):
+        now[0] += 60
+        event("checkpoint", 1, step=step)
+    opened.judged()
+    event("run_ended", 1, reason="stopped")
+    now[0] += 36000
+    opened.send(schema.encode_event(schema.run_started("a", 2, time=now[0], resume_step=30)))
+    for waited, more in ((100, set()), (60, set()), (40, {"stalled"}), (500, {"stalled", "checkpoint_overdue"})):
+        now[0] += waited
+        event("heartbeat", 2)
+        assert {*opened.client.get("/v1/runs/a").json()["states"]} - {"healthy"} == more
+    event("checkpoint", 2, step=40)
+    assert opened.monitor.ingest.runs["a"].checkpoint_interval_s == 700.0  # and the pause makes none
+    opened.close()
+
+
 def test_three_restarts_without_a_step_are_a_loop(opened: Open) -> None:
     opened.send(*lines("a", curve(5)))
     for attempt in (2, 3, 4):
