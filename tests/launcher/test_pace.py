@@ -16,3 +16,11 @@ def test_a_script_that_goes_back_has_a_rate() -> None:
     pace = Pace(40, 0.0)
     assert pace.tokens_per_s(10, 512, 2.0) == pytest.approx(256.0)
     assert pace.tokens_per_s(11, 512, 4.0) == pytest.approx(256.0)
+
+
+def test_a_step_after_which_a_run_validates_is_as_fast_as_another() -> None:
+    pace = Pace(0, 0.0)
+    assert pace.tokens_per_s(1, 512, 2.0) == pytest.approx(256.0)
+    pace.leave_out(30.0)
+    assert pace.tokens_per_s(2, 512, 34.0) == pytest.approx(256.0)
+    assert pace.tokens_per_s(3, 512, 36.0) == pytest.approx(256.0)
