@@ -24,6 +24,7 @@ from monitor.verdict import Sample, Verdict
 
 _packed = msgspec.msgpack.Encoder().encode
 DURATIONS = 256
+RATES = 33
 LATE_S = 3600.0
 """What a sample said so long ago is no news: a run that is judged again from its first sample pages nobody anew."""
 BAND_ROWS = 4096
@@ -89,6 +90,8 @@ class Run:
     """Seconds a step took, of the latest ones."""
     gaps: "array[float]" = field(default_factory=lambda: array("d"))
     """Seconds between two reports: the same where each step is reported."""
+    rates: "array[float]" = field(default_factory=lambda: array("d"))
+    """Tokens a second, of the latest samples that say so."""
     timed: tuple[int, float] | None = None
     """Step and time of the newest sample of this attempt, by its sender's clock."""
     control: ControlFeed | None = None
@@ -173,7 +176,8 @@ class Run:
 
     def samples(self, attempt: int, ord: int, received: float, rows: list[Row]) -> None:
         """A chunk of samples of one attempt."""
-        watch, feed, durations, gaps = self.watch, self.control, self.durations, self.gaps
+        watch, feed = self.watch, self.control
+        durations, gaps, rates = self.durations, self.gaps, self.rates
         if attempt > self.attempt:
             self.attempt, self.timed = attempt, None
         band = self._band(attempt, ord)
@@ -208,12 +212,14 @@ class Run:
                         self.outside[1] += 1
             if verdict.opened or verdict.closed or verdict.state != self.state:
                 self._changes(attempt, ord, received, verdict)
+            if rate is not None and 0 < rate < math.inf:
+                rates.append(rate)
             if at is not None:
                 timed, self.timed = self.timed, (step, at)
                 if timed is not None and step > timed[0] and 0 < at - timed[1] < 86400:
                     gaps.append(at - timed[1])
                     durations.append(gaps[-1] / (step - timed[0]))
-        del durations[:-DURATIONS], gaps[:-DURATIONS]
+        del durations[:-DURATIONS], gaps[:-DURATIONS], rates[:-RATES]
         self.pending += len(rows)
         self.dirty = True
         if verdict is not None:
@@ -287,6 +293,8 @@ class Run:
             self.last["step_s"] = list(_middle_and_most(self.durations))
         if len(self.gaps) >= 2:
             self.last["report_s"] = _middle_and_most(self.gaps)[1]
+        if self.rates:
+            self.last["tokens_per_s"] = _middle_and_most(self.rates)[0]
 
     def hold(self, now: float) -> None:
         """What was called is held out to be scraped from when it is made known, not from when its sample came: of a judge that is
@@ -316,7 +324,8 @@ class Run:
         durations, gaps = ([round(d, 5) for d in kept] for kept in (self.durations, self.gaps))
         state = {
             "watch": self.watch.state_dict(), "context": self.context, "attempt": self.attempt, "state": self.state,
-            "durations": durations, "gaps": None if gaps == durations else gaps, "outside": self.outside, "timed": self.timed,
+            "durations": durations, "gaps": None if gaps == durations else gaps,
+            "rates": self.rates.tolist(), "outside": self.outside, "timed": self.timed,
             "control_at": None if self.control is None else self.control.at, "fed": self.fed,
             "event_ord": self.event_ord,
         }  # fmt: skip
@@ -352,6 +361,7 @@ def restored(court: Court, run_id: int, cursor: int, blob: bytes, last: dict[str
     run.durations = array("d", kept.get("durations", ()))
     gaps = kept.get("gaps", ())  # not there: written before they were kept
     run.gaps = run.durations[:] if gaps is None else array("d", gaps)
+    run.rates = array("d", kept.get("rates", ()))
     run.outside = kept.get("outside", [0, 0])
     timed = kept.get("timed")
     run.timed = None if timed is None else (timed[0], timed[1])
@@ -379,10 +389,10 @@ def band_columns(flat: "array[float]") -> Columns:
     return Columns(len(table), {name: table[:, i] for i, name in enumerate(BAND)})
 
 
-def _middle_and_most(seconds: "array[float]") -> tuple[float, float]:
+def _middle_and_most(values: "array[float]") -> tuple[float, float]:
     """The median and the 99th percentile."""
-    took = sorted(seconds)
-    return took[len(took) // 2], took[min(len(took) - 1, int(len(took) * 0.99))]
+    found = sorted(values)
+    return found[len(found) // 2], found[min(len(found) - 1, int(len(found) * 0.99))]
 
 
 def _said(v: Verdict) -> dict[str, Any]:

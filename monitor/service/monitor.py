@@ -206,7 +206,10 @@ class Monitor:
         if not found or facts.step is None:  # before the first step there is nothing to advise
             return None
         hours = found.get("hours_left") if facts.phase != "ended" else None
-        tokens, total, rate = plain(facts.tokens), plain(facts.total_tokens), plain(facts.tokens_per_s)
+        tokens, total = plain(facts.tokens), plain(facts.total_tokens)
+        rate = last.get("tokens_per_s") or plain(
+            facts.tokens_per_s
+        )  # the usual one: the newest step may have been slow
         if tokens is not None and total is not None and rate and rate > 0 and facts.phase != "ended":
             hours = max(0.0, total - tokens) / rate / 3600
         price = plain(facts.price_per_hour)

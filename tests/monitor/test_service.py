@@ -516,13 +516,47 @@ def test_a_run_that_goes_on_after_a_pause_is_given_its_time_and_no_more(tmp_path
     event("run_ended", 1, reason="stopped")
     now[0] += 36000
     opened.send(schema.encode_event(schema.run_started("a", 2, time=now[0], resume_step=30)))
-    for waited, more in ((100, set()), (60, set()), (40, {"stalled"}), (500, {"stalled", "checkpoint_overdue"})):
+    for waited, more in (
+        (100, set()),
+        (60, set()),
+        (40, {"stalled"}),
+        (500, {"stalled", "checkpoint_overdue"}),
+    ):
         now[0] += waited
         event("heartbeat", 2)
         assert {*opened.client.get("/v1/runs/a").json()["states"]} - {"healthy"} == more
     event("checkpoint", 2, step=40)
     assert opened.monitor.ingest.runs["a"].checkpoint_interval_s == 700.0  # and the pause makes none
     opened.close()
+
+
+def test_how_fast_a_run_trains_is_told_while_it_trains(opened: Open) -> None:
+    opened.send(
+        *(sample("a", 1, i, i + 1, loss, tokens_per_s=1e5, mfu=0.4) for i, loss in enumerate(curve(30)))
+    )
+    for name in ("run_tokens_per_second", "run_mfu_ratio"):
+        assert f'losscast_{name}{{run="a"}}' in opened.client.get("/metrics").text
+    opened.send(schema.encode_event(schema.event("run_ended", "a", 1, time=1e9, reason="finished")))
+    text = opened.client.get("/metrics").text
+    assert 'losscast_run_loss{run="a"}' in text  # shown a while longer
+    assert "losscast_run_tokens_per_second{" not in text and "losscast_run_mfu_ratio{" not in text
+
+
+def test_one_slow_step_makes_no_run_longer(opened: Open) -> None:
+    opened.send(
+        schema.encode_event(schema.run_started("a", 1, time=1e9, total_tokens=72e6, price_per_hour=10.0))
+    )
+    rates = [1e4] * 99 + [10.0]
+    opened.send(
+        *(
+            sample("a", 1, i, i + 1, loss, tokens=360e3 * (i + 1), tokens_per_s=rate)
+            for i, (loss, rate) in enumerate(zip(curve(100), rates, strict=True))
+        )
+    )
+    opened.judged()
+    wait_for(lambda: "tokens_per_s" in opened.monitor.judging.last[opened.monitor.ingest.runs["a"].run_id])
+    found = opened.client.get("/v1/runs/a/advice").json()["advice"]
+    assert found["hours_left"] == pytest.approx(1.0) and found["money_left"] == pytest.approx(10.0)
 
 
 def test_three_restarts_without_a_step_are_a_loop(opened: Open) -> None:
