@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,19 @@ def test_scopes_are_kept_apart(opened: Open) -> None:
             method, path, content=sample("a", 1, 0, 1), headers={"Authorization": f"Bearer {secret}"}
         )
         assert answer.status_code == want, (scope, path)
+
+
+def test_only_refused_events_count_as_refused(opened: Open) -> None:
+    def refused() -> str:
+        text = opened.client.get("/metrics").text
+        return re.findall(r'samples_rejected_total\{reason="unauthorized"\} (.*)', text)[0]
+
+    for path in ("/v1/runs", "/v1/stream", "/metrics", "/v1/events", "/nothing"):
+        assert opened.nobody.get(path).status_code == 401
+    assert opened.nobody.post("/session", json={"token": "lct_wrong"}).status_code == 401
+    assert float(refused()) == 0
+    assert opened.nobody.post("/v1/events", content=sample("a", 1, 0, 1)).status_code == 401
+    assert float(refused()) == 1
 
 
 def test_a_session_is_a_cookie_that_no_script_and_no_other_site_can_use(opened: Open) -> None:
