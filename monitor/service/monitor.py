@@ -39,6 +39,8 @@ from monitor.store.store import Store
 SHOWN_AFTER_END_S = 900.0
 MERGE_S = 20.0
 """Small chunks are looked for this often."""
+LOOK_S = 3.0
+"""What the clock says of each run is compared this often, while a page is open."""
 FORGOTTEN_S = 86400.0
 """A run that said nothing for a day leaves /metrics; it was paged for long enough."""
 NOTHING: dict[str, Any] = {}
@@ -79,6 +81,9 @@ class Monitor:
         """Of each run, a number that rises when its verdict changes."""
         self.stopping = threading.Event()
         self._count = itertools.count(1)
+        self._looked_s, self._looking = -math.inf, threading.Lock()
+        self._held: dict[int, tuple[str, ...]] = {}
+        """What held of a run when it was looked at, where it was more than the judge's word."""
         self.ingest = Ingest(self.store, committed=self._committed, observe=self._observe, clock=clock)
         self.judging: Judging | Apart = (Apart if apart else Judging)(
             self.store, self.ingest.submit_judged, settings=settings, clock=clock, changed=self._changed
@@ -146,6 +151,25 @@ class Monitor:
     def _changed(self, run_ids: list[int]) -> None:
         for run_id in run_ids:
             self.versions[run_id] = next(self._count)
+
+    def look(self, now: float) -> None:
+        """Raise the version of every run of which the clock says something else than before: nothing arrives when a run falls
+        silent. Of ten thousand runs nearly all are told at a glance."""
+        if not LOOK_S <= abs(now - self._looked_s) or not self._looking.acquire(blocking=False):
+            return
+        try:
+            self._looked_s = now
+            held: dict[int, tuple[str, ...]] = {}
+            judged = self.judging.last
+            for facts in list(self.ingest.runs.values()):
+                if facts.ended_received is None and not facts.imported:
+                    states = self.states(facts, judged.get(facts.run_id, NOTHING), now)
+                    if len(states) > 1:
+                        held[facts.run_id] = states
+            before, self._held = self._held, held
+            self._changed([id for id in {*before, *held} if before.get(id) != held.get(id)])
+        finally:
+            self._looking.release()
 
     # what is said of a run
 

@@ -1,6 +1,7 @@
 """The service over HTTP: nobody in without a token, no bad input with a 500, and a restart that changes no verdict."""
 
 import array
+import asyncio
 import gzip
 import json
 import math
@@ -542,6 +543,76 @@ def test_a_run_that_goes_on_after_a_pause_is_given_its_time_and_no_more(tmp_path
     event("checkpoint", 2, step=40)
     assert opened.monitor.ingest.runs["a"].checkpoint_interval_s == 700.0  # and the pause makes none
     opened.close()
+
+
+def test_an_open_page_is_told_that_a_run_fell_silent_and_that_it_is_back(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+    opened.send(*lines("a", curve(30)), *lines("b", curve(30)))
+    opened.judged()
+    wait_for(lambda: all("step_s" in last for last in opened.monitor.judging.last.values()))
+    said: list[list[str]] = []
+    scope = {
+        "type": "http", "method": "GET", "path": "/v1/stream", "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {opened.token}".encode())],
+    }  # fmt: skip
+
+    async def page() -> None:
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            found = [
+                json.loads(line[6:])
+                for line in message.get("body", b"").splitlines()
+                if line[:6] == b"data: "
+            ]
+            said.extend([[run["run"], *run["states"]] for run in found])
+
+        async def life() -> None:
+            for change in (lambda: None, fall_silent, come_back):
+                change()
+                have = len(said)
+                until = time.monotonic() + 20
+                while len(said) == have:
+                    assert time.monotonic() < until, said
+                    await asyncio.sleep(0.05)
+            opened.monitor.stopping.set()
+
+        stream = asyncio.create_task(opened.app(scope, receive, send))  # type: ignore[arg-type]
+        await life()
+        await asyncio.wait_for(stream, 10)
+
+    def fall_silent() -> None:
+        now[0] += 400
+        opened.monitor.ingest.runs["a"].last_step_received = now[0]  # of the two, this one goes on
+
+    def come_back() -> None:
+        opened.monitor.ingest.runs["b"].last_step_received = now[0]
+        now[0] += 10
+
+    asyncio.run(page())
+    assert sorted(said[:2]) == [["a", "healthy"], ["b", "healthy"]]
+    assert said[2:] == [["b", "healthy", "silent"], ["b", "healthy"]]
+    opened.close()
+
+
+def test_looking_at_the_clock_of_ten_thousand_runs_costs_little(opened: Open) -> None:
+    now = opened.monitor.clock()
+    for id in range(10_000):
+        facts = RunFacts(
+            id, f"r{id}", step=5, last_step_received=now, last_received=now, checkpoint_received=now
+        )
+        opened.monitor.ingest.runs[facts.run] = facts
+        opened.monitor.judging.last[id] = {"state": "healthy", "step_s": [1.0, 1.0], "report_s": 1.0}
+    took = []
+    for turn in range(3):
+        began = time.process_time()
+        opened.monitor.look(now + 10.0 * turn)
+        took.append(time.process_time() - began)
+    opened.monitor.ingest.runs.clear()
+    assert min(took) < 0.15, took
 
 
 def test_how_fast_a_run_trains_is_told_while_it_trains(opened: Open) -> None:
