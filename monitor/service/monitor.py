@@ -155,7 +155,7 @@ class Monitor:
     def look(self, now: float) -> None:
         """Raise the version of every run of which the clock says something else than before: nothing arrives when a run falls
         silent. Of ten thousand runs nearly all are told at a glance."""
-        if not LOOK_S <= abs(now - self._looked_s) or not self._looking.acquire(blocking=False):
+        if abs(now - self._looked_s) < LOOK_S or not self._looking.acquire(blocking=False):
             return
         try:
             self._looked_s = now
