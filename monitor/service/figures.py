@@ -12,9 +12,8 @@ def detail_of(facts: RunFacts, last: dict[str, Any]) -> Detail:
     advice = last.get("advice") or {}
     outside = last.get("outside", (0, 0))
     took = last.get("step_s")
-    trains = (
-        facts.phase == "running"
-    )  # what has ended is not slow: a rate that stays behind would page for it
+    # what has ended is not slow: a rate that stays behind would page for it
+    trains = facts.phase == "running"
     return Detail(
         phase=facts.phase,
         law="predicted" if last.get("predicted") else "own_past" if facts.samples else "none",

@@ -231,9 +231,8 @@ class Monitor:
             return None
         hours = found.get("hours_left") if facts.phase != "ended" else None
         tokens, total = plain(facts.tokens), plain(facts.total_tokens)
-        rate = last.get("tokens_per_s") or plain(
-            facts.tokens_per_s
-        )  # the usual one: the newest step may have been slow
+        # the usual one: the newest step may have been slow
+        rate = last.get("tokens_per_s") or plain(facts.tokens_per_s)
         if tokens is not None and total is not None and rate and rate > 0 and facts.phase != "ended":
             hours = max(0.0, total - tokens) / rate / 3600
         price = plain(facts.price_per_hour)

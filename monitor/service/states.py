@@ -86,10 +86,8 @@ def _clocked(
         yield "clock_skew"
     if facts.last_step_received is None:
         return
-    took = last.get("step_s", (0.0, None))[
-        1
-    ]  # what was written before a run's reports were timed has this alone
-    took = last.get("report_s", took)  # a step every second says nothing of a run that tells every 500th
+    # a step every second says nothing of a run that tells every 500th; what was written before reports were timed has it alone
+    took = last.get("report_s", last.get("step_s", (0.0, None))[1])
     stale = alerts.STALE_UNKNOWN_S if took is None else max(stalled_after_s, alerts.STALE_FACTOR * took)
     started = max(started, facts.attempt_received or 0.0)  # before that the run was paused, or starting again
     if now - max(facts.last_step_received, started) > stale:

@@ -105,9 +105,8 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
             facts.checkpoint_failed_received = row.received
         else:
             if facts.checkpoint_received is not None:
-                since = max(
-                    facts.checkpoint_received, facts.attempt_received or 0.0
-                )  # a pause is no interval
+                # a pause is no interval
+                since = max(facts.checkpoint_received, facts.attempt_received or 0.0)
                 facts.checkpoint_interval_s = max(
                     row.received - since, (facts.checkpoint_interval_s or 0.0) * 0.9
                 )
