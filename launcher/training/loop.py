@@ -28,6 +28,7 @@ from launcher.training.assignment import Assignment, Outcome, open_reporter, res
 from launcher.training.drill import VARIABLE, Drill, read_drill
 from launcher.training.fence import Fence
 from launcher.training.health import Apart, Stopwatch, Stragglers
+from launcher.training.pace import Pace
 from launcher.training.preflight import preflight
 
 VALIDATED_AT_ONCE = 32
@@ -204,7 +205,8 @@ def train(
         print(f"drill: {os.environ[VARIABLE]}: a fault is put in on purpose", file=sys.stderr)
     holdout = spec.data.holdout_tokens // spec.context if spec.data else 0
     some = spec.eval.batches * spec.batch_sequences if spec.eval else 0
-    began = previous = time.monotonic()
+    began = time.monotonic()
+    pace = Pace(assignment.resume_step, began)
     step, finished, val = assignment.resume_step, False, None
     saved = step
     try:
@@ -220,10 +222,12 @@ def train(
             val = None
             if step == total or (spec.eval and step % spec.eval.every_steps == 0):
                 beat(step, "validate")
-                finished = step == total
+                finished, validates = step == total, time.monotonic()
                 val = trainer.validate(holdout if finished else some)
+                pace.leave_out(time.monotonic() - validates)
             if record is not None:
                 norm, now = grad_norm(trainer.engine), time.monotonic()
+                rate = pace.tokens_per_s(step, spec.train.batch_tokens, now)
                 tokens, lr = step * spec.train.batch_tokens, drill.lr(step, lr_at(step, spec))
                 record.add(step, tokens, loss, val, lr, norm)
                 extra: dict[str, Any] = stragglers.add(trainer.own_s)
@@ -237,9 +241,8 @@ def train(
                         extra["grad_norm"] = norm
                     reporter.report(
                         step=step, loss=loss, tokens=tokens, lr=lr, spread=spread,
-                        tokens_per_s=spec.train.batch_tokens / max(now - previous, 1e-9), **extra,
+                        tokens_per_s=rate, **extra,
                     )  # fmt: skip
-                previous = now
             if step % spec.checkpoints.every_steps == 0 or finished or wish:
                 beat(step, "checkpoint")
                 if record is not None:

@@ -17,6 +17,7 @@ from launcher.storage.record import Record, StopRequest
 from launcher.storage.runfolder import RunFolder
 from launcher.training.fence import Fence
 from launcher.training.health import Apart
+from launcher.training.pace import Pace
 
 GO_ON, SAVE, STOP, STOP_NOW = range(4)
 """What ranks may wish: STOP is a person's, which may wait for a script's own save; STOP_NOW is for who has to go."""
@@ -58,7 +59,7 @@ class Run:
         self._feed: Any = None
         self.saved_step: int | None = None
         """The newest that this attempt saved."""
-        self._previous = time.monotonic()
+        self._pace = Pace(assignment.resume_step, time.monotonic())
         self._apart = Apart()
         self._fence = Fence(self._folder, self.attempt, self.say)
 
@@ -68,6 +69,7 @@ class Run:
 
         if self.rank == 0 and self._reporter is None:
             here = replace(self._assignment, resume_step=resume_step)
+            self._pace.step = resume_step
             self._reporter = open_reporter(self.spec, self._folder, here, self._params)
 
     @property
@@ -197,14 +199,14 @@ class Run:
             return
         now, batch = time.monotonic(), self.spec.train.batch_tokens
         rate = self.lr(step) if lr is None else lr
+        tokens_per_s = self._pace.tokens_per_s(step, batch, now)  # a run may tell of every 100th step alone
         self._record.add(step, step * batch, loss, val, rate, norm)
         if self._reporter is not None:
             extra = {k: v for k, v in (("val_loss", val), ("grad_norm", norm)) if v is not None}
             self._reporter.report(
                 step=step, loss=loss, tokens=step * batch, lr=rate, spread=spread,
-                tokens_per_s=batch / max(now - self._previous, 1e-9), **extra,
+                tokens_per_s=tokens_per_s, **extra,
             )  # fmt: skip
-        self._previous = now
 
     def close(self, finished: bool) -> None:
         """The training is over, well or not."""

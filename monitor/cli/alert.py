@@ -90,20 +90,16 @@ def runbook(args: argparse.Namespace) -> int:
 
 def test(args: argparse.Namespace) -> int:
     """Hand Alertmanager an alert that resolves by itself after two minutes."""
+    import http.client
     import json
     import sys
-    import urllib.parse
     import urllib.request
     from datetime import UTC, datetime, timedelta
 
+    from monitor.cli.watch import is_web_address
     from monitor.errors import Failed, WrongInput
 
-    try:
-        usable = urllib.parse.urlsplit(args.alertmanager)
-        good = usable.scheme in ("http", "https") and bool(usable.hostname) and usable.port != 0
-    except ValueError:
-        good = False
-    if not good:
+    if not is_web_address(args.alertmanager):
         raise WrongInput(f"--alertmanager {args.alertmanager}: give http://HOST:PORT")
     labels = {
         "alertname": "LosscastTest",
@@ -128,7 +124,7 @@ def test(args: argparse.Namespace) -> int:
     try:
         with urllib.request.urlopen(request, timeout=10):
             pass
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Failed(f"{url}: {getattr(error, 'reason', error)}; is this an Alertmanager?") from error
     print(f"sent; look where {args.severity} alerts should arrive", file=sys.stderr)
     return 0

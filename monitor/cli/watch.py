@@ -86,6 +86,7 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
     ask(path)                  what is there
     ask(path, "POST", {...})   with something to say; None where there is no answer to it
     """
+    import http.client
     import json
     import re
     import urllib.error
@@ -93,7 +94,7 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
 
     from monitor.errors import Failed, WrongInput
 
-    if not url.startswith(("http://", "https://")):
+    if not is_web_address(url):
         raise WrongInput(f"{url}: not a web address; give --url http://HOST:PORT")
 
     def ask(path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:
@@ -125,9 +126,20 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
                 )
                 raise WrongInput(f"{url}: {what}") from error
             if error.code in (409, 422):
-                said = json.loads(error.read() or b"{}").get("error", f"status {error.code}")
+                try:
+                    said = json.loads(error.read())["error"]
+                except (ValueError, TypeError, KeyError, OSError, http.client.HTTPException):
+                    said = f"status {error.code}"  # something between us and the monitor may have answered
                 raise WrongInput(f"{url}: {said}") from error
             raise Failed(f"{url}{path}: the monitor answered {error.code}") from error
+        except (http.client.InvalidURL, UnicodeEncodeError) as error:
+            raise WrongInput(
+                f"{url}: this address, or the token in ${token_env}, holds what no request can carry"
+            ) from error
+        except http.client.HTTPException as error:  # cut off, or no HTTP at all; OSError where nothing came
+            raise Failed(
+                f"{url}: the answer broke off or is not HTTP ({error!r:.100}); is this a losscast monitor?"
+            ) from error
         except ValueError as error:
             raise Failed(f"{url}{path}: the answer is not JSON; is this a losscast monitor?") from error
         except OSError as error:
@@ -137,6 +149,18 @@ def asker(url: str, token: str, token_env: str) -> Callable[..., Any]:
             ) from error
 
     return ask
+
+
+def is_web_address(url: str) -> bool:
+    """http or https with a host, and a port that is a number where there is one; nothing that a request can't carry."""
+    import urllib.parse
+
+    try:
+        parts = urllib.parse.urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return whole and "@" not in parts.netloc and url.isprintable() and " " not in url
 
 
 def frame(

@@ -59,7 +59,7 @@ NOTHING_KNOWN = 1e-12
 NUMBERS = (
     "samples", "step", "tokens", "loss", "attempt", "first_step", "waiting", "off", "off_since", "off_count",
     "evidence", "peak", "recent", "peak_loss", "by_control", "finite_run", "rewound", "resume_n", "resume_sum",
-    "resume_level", "resume_slack", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
+    "resume_level", "resume_slack", "resume_fall", "resume_lag", "resume_below", "quiet_from", "paired", "lead", "by_twin", "time", "first_time", "time_step", "tail",
     "gaps", "newer", "older", "oldest", "rough", "val_bad", "val_count", "val_newer", "val_older", "val_step", "val_apart", "flat", "every", "low",
     "drop", "drop_from", "drop_mean", "drop_n", "drop_since", "fell",
     "part", "part_sum", "part_turns", "part_count", "part_bad", "turned", "turned_n", "parted", "by_bend", "pair", "pair_sum", "pair_share",
@@ -102,6 +102,12 @@ class Held:
     _resume_level: float
     _resume_slack: float
     """Nats by which the level fell before the step that was gone back to: it lags, and is known no better."""
+    _resume_fall: float
+    """Nats a step by which the level fell before it: the loss falls on while it is held against the level."""
+    _resume_lag: float
+    """Nats by which the loss may have been below the level, which lags."""
+    _resume_below: float
+    """Sum of what the samples were below even so, in deviations of one sample."""
     _quiet_from: float
     _paired: float
     _lead: float

@@ -83,7 +83,11 @@ class Judge(Fast, Slow, Validation, Plateau):
         self.main.clear()
         self._waiting = 0.0
         self._resume_n, self._resume_sum, self._resume_level = 1.0, 0.0, self.raw.base
-        self._resume_slack = slack
+        self._resume_slack, self._resume_below, self._resume_fall = slack, 0.0, 0.0
+        behind = min((step - self._first_step) / 4.0, self.settings.memory * self._every)
+        if behind > 0:
+            self._resume_fall = self.past.fall(step, behind, self.raw.base) / behind
+        self._resume_lag = self._resume_fall * behind / 2.0  # an eighth of its way is remembered
 
     def _begin_again(self, step: int) -> None:
         """An attempt from a step at or before the first that is remembered: the run as if nothing had come before."""

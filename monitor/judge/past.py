@@ -64,6 +64,11 @@ class Past:
         since = 0.0 if before is None or now is None else before - now
         return max(since, abs(self.levels[i] - self.levels[i - 1]))
 
+    def fall(self, step: float, behind: float, level: float) -> float:
+        """Nats by which it fell to this level in the `behind` steps before one; 0 where it rose, or nobody knows."""
+        before = self.at(max(self.steps[0], step - behind)) if self.steps else None
+        return 0.0 if before is None else max(0.0, before - level)
+
     def step_at(self, step: float) -> float:
         """The step of the last point at or before this one: a step that was seen. The first point's where there is none."""
         return self.steps[max(0, bisect_right(self.steps, step) - 1)]

@@ -180,10 +180,15 @@ class Slow(Held):
             return
         z = (sample.loss - self._resume_level) / sd
         self._resume_sum += max(-4.0, min(4.0, z))
+        # it falls on by itself, by no more a step than it did before
+        since = max(0.0, sample.step - self.evidence.number["resume_step"])
+        falls = max(self._resume_slack, self._resume_lag) + self._resume_fall * since
+        self._resume_below += max(-4.0, min(0.0, z + falls / sd))
         n = self._resume_n
-        mean = self._resume_sum / n
         if "LossJumpAfterResume" not in self._open:
-            if n >= 4 and abs(mean) > 0.5 + 5.0 / math.sqrt(n) + self._resume_slack / sd:
+            away = 0.5 + 5.0 / math.sqrt(n)
+            above = self._resume_sum / n > away + self._resume_slack / sd
+            if n >= 4 and (above or -self._resume_below / n > away):
                 self._call(
                     "LossJumpAfterResume",
                     "warning",

@@ -24,6 +24,7 @@ from monitor.verdict import Sample, Verdict
 
 _packed = msgspec.msgpack.Encoder().encode
 DURATIONS = 256
+RATES = 33
 LATE_S = 3600.0
 """What a sample said so long ago is no news: a run that is judged again from its first sample pages nobody anew."""
 BAND_ROWS = 4096
@@ -85,8 +86,14 @@ class Run:
     verdicts: list[tuple[int, int, int, float, str]] = field(default_factory=list)
     pending: int = 0
     dirty: bool = False
-    durations: list[float] = field(default_factory=list)
+    durations: "array[float]" = field(default_factory=lambda: array("d"))
+    """Seconds a step took, of the latest ones."""
+    gaps: "array[float]" = field(default_factory=lambda: array("d"))
+    """Seconds between two reports: the same where each step is reported."""
+    rates: "array[float]" = field(default_factory=lambda: array("d"))
+    """Tokens a second, of the latest samples that say so."""
     timed: tuple[int, float] | None = None
+    """Step and time of the newest sample of this attempt, by its sender's clock."""
     control: ControlFeed | None = None
     outside: list[int] = field(default_factory=lambda: [0, 0])
     """Samples above the band, and below it."""
@@ -164,13 +171,15 @@ class Run:
         resume = body.get("resume_step")
         if row.attempt > self.attempt >= 0 and isinstance(resume, int):
             self.watch.restarted(resume, row.attempt + 1)
-        self.attempt = max(self.attempt, row.attempt)
+        if row.attempt > self.attempt:
+            self.attempt, self.timed = row.attempt, None  # the time between two attempts is no step's
 
     def samples(self, attempt: int, ord: int, received: float, rows: list[Row]) -> None:
         """A chunk of samples of one attempt."""
-        watch, feed, durations = self.watch, self.control, self.durations
+        watch, feed = self.watch, self.control
+        durations, gaps, rates = self.durations, self.gaps, self.rates
         if attempt > self.attempt:
-            self.attempt = attempt
+            self.attempt, self.timed = attempt, None
         band = self._band(attempt, ord)
         verdict: Verdict | None = None
         observe, add = watch.observe, band.append
@@ -203,11 +212,14 @@ class Run:
                         self.outside[1] += 1
             if verdict.opened or verdict.closed or verdict.state != self.state:
                 self._changes(attempt, ord, received, verdict)
+            if rate is not None and 0 < rate < math.inf:
+                rates.append(rate)
             if at is not None:
                 timed, self.timed = self.timed, (step, at)
                 if timed is not None and step > timed[0] and 0 < at - timed[1] < 86400:
-                    durations.append((at - timed[1]) / (step - timed[0]))
-        del durations[:-DURATIONS]
+                    gaps.append(at - timed[1])
+                    durations.append(gaps[-1] / (step - timed[0]))
+        del durations[:-DURATIONS], gaps[:-DURATIONS], rates[:-RATES]
         self.pending += len(rows)
         self.dirty = True
         if verdict is not None:
@@ -277,9 +289,12 @@ class Run:
         self.last = {**self.last, "advice": advice}
         if "prediction_error" in self.context:
             self.last["trouble"] = self.context["prediction_error"]
-        took = sorted(self.durations)
-        if len(took) >= 2:
-            self.last["step_s"] = [took[len(took) // 2], took[min(len(took) - 1, int(len(took) * 0.99))]]
+        if len(self.durations) >= 2:
+            self.last["step_s"] = list(_middle_and_most(self.durations))
+        if len(self.gaps) >= 2:
+            self.last["report_s"] = _middle_and_most(self.gaps)[1]
+        if self.rates:
+            self.last["tokens_per_s"] = _middle_and_most(self.rates)[0]
 
     def hold(self, now: float) -> None:
         """What was called is held out to be scraped from when it is made known, not from when its sample came: of a judge that is
@@ -306,9 +321,11 @@ class Run:
     def to_write(self) -> Judged:
         """All that changed since it was last written."""
         self._settle()
+        durations, gaps = ([round(d, 5) for d in kept] for kept in (self.durations, self.gaps))
         state = {
             "watch": self.watch.state_dict(), "context": self.context, "attempt": self.attempt, "state": self.state,
-            "durations": [round(d, 5) for d in self.durations], "outside": self.outside, "timed": self.timed,
+            "durations": durations, "gaps": None if gaps == durations else gaps,
+            "rates": self.rates.tolist(), "outside": self.outside, "timed": self.timed,
             "control_at": None if self.control is None else self.control.at, "fed": self.fed,
             "event_ord": self.event_ord,
         }  # fmt: skip
@@ -341,7 +358,10 @@ def restored(court: Court, run_id: int, cursor: int, blob: bytes, last: dict[str
     last = {name: value for name, value in last.items() if name != "trouble"}
     run = Run(run_id, watch, cursor, last, context, kept["attempt"], kept["state"], since=cursor)
     run.fed, run.event_ord = (kept["fed"][0], kept["fed"][1]), kept["event_ord"]
-    run.durations = kept.get("durations", [])
+    run.durations = array("d", kept.get("durations", ()))
+    gaps = kept.get("gaps", ())  # not there: written before they were kept
+    run.gaps = run.durations[:] if gaps is None else array("d", gaps)
+    run.rates = array("d", kept.get("rates", ()))
     run.outside = kept.get("outside", [0, 0])
     timed = kept.get("timed")
     run.timed = None if timed is None else (timed[0], timed[1])
@@ -367,6 +387,12 @@ def band_columns(flat: "array[float]") -> Columns:
     whole = len(flat) // len(BAND) * len(BAND)  # a reader may come while a row is being added
     table = np.array(flat[:whole], dtype=np.float64).reshape(-1, len(BAND))
     return Columns(len(table), {name: table[:, i] for i, name in enumerate(BAND)})
+
+
+def _middle_and_most(values: "array[float]") -> tuple[float, float]:
+    """The median and the 99th percentile."""
+    found = sorted(values)
+    return found[len(found) // 2], found[min(len(found) - 1, int(len(found) * 0.99))]
 
 
 def _said(v: Verdict) -> dict[str, Any]:

@@ -17,7 +17,8 @@ RUNBOOKS = (
 JOB = "losscast"
 
 STALE_FACTOR, STALE_LEAST_S, STALE_UNKNOWN_S = 3.0, 180.0, 1800.0
-"""No step for 3 times the 99th percentile of its step times, and at least 3 minutes; half an hour while it has none."""
+"""No step told for 3 times the 99th percentile of the times between two reports, and at least 3 minutes; half an hour while
+it has none."""
 THROUGHPUT_SHARE = 0.7
 RESTART_LIMIT = 3
 SKEW_S = 300.0
@@ -100,10 +101,10 @@ RULES: tuple[Rule, ...] = (
     _run("GradNormHigh", "info", "grad_norm_high", "0s", "The gradient norm left its level",
          "has a gradient norm of several times its level; the loss often follows within a few steps." + _LOSS + _STEP),
     _run("RunStalled", "critical", "stalled", "0s", "A run lives and makes no step",
-         f"is alive but has made no step for more than {STALE_FACTOR:g} times its 99th percentile step time"
+         f"is alive but has told of no step for more than {STALE_FACTOR:g} times the 99th percentile of the times between its reports"
          f" (at least {STALE_LEAST_S:g} s)." + _STEP),
     _run("MetricsStale", "critical", "silent", "0s", "Nothing is heard of a run that should be training",
-         f"said nothing for more than {STALE_FACTOR:g} times its 99th percentile step time"
+         f"said nothing for more than {STALE_FACTOR:g} times the 99th percentile of the times between its reports"
          f" (at least {STALE_LEAST_S:g} s), not even a heartbeat." + _STEP),
     Rule("ThroughputDropped", "warning",
          f"max by (run) (losscast_run_tokens_per_second) < {THROUGHPUT_SHARE:g} * "

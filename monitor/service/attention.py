@@ -9,9 +9,7 @@ its time has come.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,7 +19,7 @@ from typing import Any
 from monitor.errors import Failed, WrongInput
 from monitor.prometheus.alerts import RULES
 from monitor.schema import is_run_id
-from monitor.service.tokens import write_whole
+from monitor.service.tokens import Stamp, locked, say_unreadable, stamp_of, write_whole
 
 FILE = "attention.json"
 MOST_S = 30 * 86400.0
@@ -78,7 +76,7 @@ class Attention:
     def __init__(self, folder: Path):
         self.path = folder / FILE
         self._lock = threading.Lock()
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
         self._said = Said()
 
     def mute(
@@ -141,8 +139,7 @@ class Attention:
     def _changing(self, now: float) -> Iterator[Said]:
         folder = self.path.parent
         try:
-            with open(folder / (FILE + ".lock"), "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(folder / (FILE + ".lock")):
                 said = _read(self.path)
                 said.mutes = {run: mute for run, mute in said.mutes.items() if mute.until > now}
                 yield said
@@ -156,18 +153,17 @@ class Attention:
 
     def _refresh(self) -> None:
         """Read the file again if it was replaced. A damaged one mutes nobody."""
-        try:
-            stat = os.stat(self.path)
-            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        except OSError:
-            stamp = None
+        stamp = stamp_of(self.path)
         if stamp == self._stamp:
             return
         with self._lock:
+            if stamp == self._stamp:
+                return
             try:
                 self._said = _read(self.path)
-            except Failed:
+            except Failed as error:
                 self._said = Said()
+                say_unreadable(error, "nothing is muted")
             self._stamp = stamp
 
 

@@ -12,6 +12,8 @@ def detail_of(facts: RunFacts, last: dict[str, Any]) -> Detail:
     advice = last.get("advice") or {}
     outside = last.get("outside", (0, 0))
     took = last.get("step_s")
+    # what has ended is not slow: a rate that stays behind would page for it
+    trains = facts.phase == "running"
     return Detail(
         phase=facts.phase,
         law="predicted" if last.get("predicted") else "own_past" if facts.samples else "none",
@@ -21,7 +23,8 @@ def detail_of(facts: RunFacts, last: dict[str, Any]) -> Detail:
             "run_band_lower": last.get("lower"), "run_band_upper": last.get("upper"),
             "run_loss_gap_sigma": last.get("gap_sigma"), "run_loss_gap_nats": last.get("gap_nats"),
             "run_attempt": facts.attempt, "run_tokens": plain(facts.tokens),
-            "run_tokens_per_second": plain(facts.tokens_per_s), "run_mfu_ratio": plain(facts.mfu),
+            "run_tokens_per_second": plain(facts.tokens_per_s) if trains else None,
+            "run_mfu_ratio": plain(facts.mfu) if trains else None,
             "run_goodput_ratio": goodput(facts),
         },
         final=_quantiles(advice.get("final_loss") or last.get("predicted_final")),

@@ -48,7 +48,8 @@ class Guard:
         request = Request(scope)
         token, why = self._token(request)
         if token is None:
-            self.monitor.totals.reject("unauthorized")
+            if path == "/v1/events" and scope["method"] == "POST":  # a page that is opened refuses no events
+                self.monitor.totals.reject("unauthorized")
             await trouble(401, why)(scope, receive, sealed)
             return
         scope.setdefault("state", {})["token"] = token
@@ -106,7 +107,6 @@ def session_route(monitor: Monitor, tls: bool) -> Route:
             return trouble(400, 'need {"token": "..."}')
         token = monitor.tokens.find(secret.strip())
         if token is None or not token.may("read"):
-            monitor.totals.reject("unauthorized")
             return trouble(401, "unknown token, or one that may not read")
         answer = Response(status_code=204)
         answer.set_cookie(

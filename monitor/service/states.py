@@ -86,8 +86,10 @@ def _clocked(
         yield "clock_skew"
     if facts.last_step_received is None:
         return
-    took = last.get("step_s")
-    stale = max(stalled_after_s, alerts.STALE_FACTOR * took[1]) if took else alerts.STALE_UNKNOWN_S
+    # a step every second says nothing of a run that tells every 500th; what was written before reports were timed has it alone
+    took = last.get("report_s", last.get("step_s", (0.0, None))[1])
+    stale = alerts.STALE_UNKNOWN_S if took is None else max(stalled_after_s, alerts.STALE_FACTOR * took)
+    started = max(started, facts.attempt_received or 0.0)  # before that the run was paused, or starting again
     if now - max(facts.last_step_received, started) > stale:
         yield "stalled" if now - max(facts.last_received, started) <= stale else "silent"
     if facts.checkpoint_received is not None and facts.checkpoint_interval_s is not None:

@@ -27,6 +27,7 @@ def stream_route(monitor: Monitor) -> Route:
 
         def changed(after: int) -> tuple[int, bytes]:
             now = monitor.clock()
+            monitor.look(now)
             versions = dict(monitor.versions)
             by_id = {facts.run_id: facts for facts in list(monitor.ingest.runs.values())}
             fresh = sorted((v, id) for id, v in versions.items() if v > after)[-STREAM_RUNS:]

@@ -15,6 +15,7 @@ import hmac
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ KEY_FILE = "session.key"
 SCOPES = ("read", "ingest", "operate")
 SESSION_S = 14 * 86400
 PREFIX = "lct_"
+Stamp = tuple[int, int, int, int]
+"""What tells one state of a file from another, its rights included."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Tokens:
     def __init__(self, folder: Path):
         self.path = folder / FILE
         self._lock = threading.Lock()
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
         self._by_hash: dict[str, Token] = {}
         self._by_id: dict[str, Token] = {}
         self._key: bytes | None = None
@@ -109,8 +112,7 @@ class Tokens:
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(folder / (FILE + ".lock"), "a", opener=_private) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(folder / (FILE + ".lock")):
                 tokens = _read(self.path)
                 yield tokens
                 write_whole(self.path, json.dumps({"tokens": [asdict(t) for t in tokens]}, indent=1).encode())
@@ -152,18 +154,17 @@ class Tokens:
 
     def _refresh(self) -> None:
         """Read the file again if it was replaced. A damaged file lets nobody in."""
-        try:
-            stat = os.stat(self.path)
-            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        except FileNotFoundError:
-            stamp = None
+        stamp = stamp_of(self.path)
         if stamp == self._stamp:
             return
         with self._lock:
+            if stamp == self._stamp:
+                return
             try:
                 tokens = _read(self.path)
-            except Failed:
+            except Failed as error:
                 tokens = []
+                say_unreadable(error, "nobody is let in")
             self._by_hash = {t.sha256: t for t in tokens}
             self._by_id = {t.id: t for t in tokens}
             self._stamp = stamp
@@ -173,8 +174,51 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def stamp_of(path: Path) -> Stamp | None:
+    """Another one whenever the file was replaced or its rights changed; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
+
+
+def say_unreadable(error: Failed, so: str) -> None:
+    """Once for each state of the file: a service that can't read it looks like one that has none."""
+    hint = (
+        " (made by another user? `chown` it to the service's)"
+        if isinstance(error.__cause__, PermissionError)
+        else ""
+    )
+    print(f"losscast: {error}{hint}: {so} until it can be read", file=sys.stderr, flush=True)
+
+
+def _made(path: Path, instead_of: Path | None = None) -> int:
+    """A new file, for its owner alone: who owns the one that it is to replace, or else the folder, where we may say so. So
+    what root writes beside a service of another user is the service's. A link that lies there is not followed."""
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    like = os.stat(path.parent)
+    if instead_of is not None:
+        with contextlib.suppress(FileNotFoundError):
+            like = os.lstat(instead_of)
+    if like.st_uid != os.geteuid():
+        with contextlib.suppress(OSError):
+            os.fchown(out, like.st_uid, like.st_gid)
+    return out
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While nobody else holds this file, which is made where it is not there."""
+    try:
+        held = _made(path)
+    except FileExistsError:
+        held = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _read(path: Path) -> list[Token]:
@@ -193,7 +237,8 @@ def _read(path: Path) -> list[Token]:
 def write_whole(path: Path, content: bytes) -> None:
     """Replace the file as a whole, on disk before this returns."""
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb", opener=_private) as out:
+    temporary.unlink(missing_ok=True)  # of a writer that was killed
+    with open(_made(temporary, path), "wb") as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())

@@ -42,6 +42,8 @@ class RunFacts(msgspec.Struct):
     last_received: float = 0.0
     """Anything at all was heard, a heartbeat too."""
     last_step_received: float | None = None
+    attempt_received: float | None = None
+    """The newest attempt was first heard of: nobody waited for its steps or checkpoints before."""
     step: int | None = None
     """Where its newest attempt is."""
     furthest_step: int | None = None

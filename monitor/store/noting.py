@@ -16,13 +16,14 @@ from monitor.wire import Event, SampleLine
 _step, _loss = attrgetter("step"), attrgetter("loss")
 
 
-def note_attempt(facts: RunFacts, number: int) -> AttemptFacts:
-    """The attempt that something arrived of. With a new one the run goes on, though it had ended."""
+def note_attempt(facts: RunFacts, number: int, now: float) -> AttemptFacts:
+    """The attempt that something arrived of at `now`. With a new one the run goes on, though it had ended."""
     attempt = facts.attempt_facts(number)
     if attempt is None:
         attempt = AttemptFacts(number)
         facts.attempts = [*facts.attempts[-999:], attempt]
         facts.ended_time = facts.ended_received = facts.end_reason = None
+        facts.attempt_received = now
         if len(facts.attempts) > 1:
             facts.restarts_since_step += 1
     return attempt
@@ -121,8 +122,10 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
             facts.checkpoint_failed_received = row.received
         else:
             if facts.checkpoint_received is not None:
+                # a pause is no interval
+                since = max(facts.checkpoint_received, facts.attempt_received or 0.0)
                 facts.checkpoint_interval_s = max(
-                    row.received - facts.checkpoint_received, (facts.checkpoint_interval_s or 0.0) * 0.9
+                    row.received - since, (facts.checkpoint_interval_s or 0.0) * 0.9
                 )
             facts.checkpoint_received = row.received
             if body.get("step") is not None:

@@ -195,7 +195,7 @@ def _again(db: sqlite3.Connection, old: RunFacts) -> RunFacts:
     ]
     parts += [EventRow(*row[:-1]) for row in db.execute("SELECT * FROM events WHERE run_id=?", (old.run_id,))]
     for part in sorted(parts, key=lambda part: part.ord):
-        attempt = note_attempt(facts, part.attempt)
+        attempt = note_attempt(facts, part.attempt, part.received)
         if isinstance(part, EventRow):
             note_event(
                 facts,

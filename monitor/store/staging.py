@@ -128,7 +128,7 @@ class Group:
         assert ask.request is not None
         for part in ask.request.parts:
             facts = self._facts(part.run, ask.owner)
-            attempt = note_attempt(facts, part.attempt)
+            attempt = note_attempt(facts, part.attempt, self.now)
             if isinstance(part, Samples):
                 self._samples(facts, attempt, part, ask)
             else:

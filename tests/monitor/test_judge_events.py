@@ -46,6 +46,31 @@ def test_a_run_that_begins_again_from_early_on_is_no_news(before: int, back: int
     assert names(watch, worse) == ["LossOffLine", "LossDiverged"]
 
 
+def power(seed: int, sd: float) -> list[Sample]:
+    """A run that is young enough to fall by more than its noise within tens of steps."""
+    rng = random.Random(seed)
+    return [Sample(t, 6.0 * (t + 10) ** -0.2 + rng.gauss(0.0, sd)) for t in range(1, 400)]
+
+
+@pytest.mark.parametrize(("before", "back"), [(250, 100), (250, 50), (150, 150), (100, 100), (60, 40)])
+@pytest.mark.parametrize("sd", [0.005, 0.02, 0.1])
+def test_a_loss_that_falls_on_after_a_resume_has_made_no_jump(before: int, back: int, sd: float) -> None:
+    for seed in range(4):
+        watch = Watch()
+        again = [replace(s, attempt=2) for s in power(seed + 100, sd)[back : back + 100]]
+        assert names(watch, power(seed, sd)[:before]) == []
+        assert "LossJumpAfterResume" not in names(watch, again)
+
+
+@pytest.mark.parametrize(("before", "back"), [(250, 100), (250, 50), (150, 150), (100, 100)])
+@pytest.mark.parametrize("jump", [0.5, -0.5])
+def test_a_jump_of_a_young_run_is_called_whichever_way_it_goes(before: int, back: int, jump: float) -> None:
+    watch = Watch()
+    names(watch, power(0, 0.02)[:before])
+    jumped = [replace(s, attempt=2, loss=s.loss + jump) for s in power(100, 0.02)[back : back + 16]]
+    assert {"LossJumpAfterResume", "LossDiverged"} & set(names(watch, jumped))
+
+
 def test_a_jump_after_a_resume_is_called_within_tens_of_samples_and_names_the_resume() -> None:
     watch = Watch()
     assert names(watch, falling(1000)) == []

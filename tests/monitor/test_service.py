@@ -1,10 +1,12 @@
 """The service over HTTP: nobody in without a token, no bad input with a 500, and a restart that changes no verdict."""
 
 import array
+import asyncio
 import gzip
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ from monitor.schema import MAX_BODY_BYTES
 from monitor.service.api import build
 from monitor.service.guard import Guard
 from monitor.service.monitor import Monitor
+from monitor.service.states import states_of
+from monitor.store.facts import RunFacts
 from monitor.store.reading import FIELDS
 from monitor.store.store import Store
 from tests.monitor.live import wait_for
@@ -130,6 +134,19 @@ def test_scopes_are_kept_apart(opened: Open) -> None:
             method, path, content=sample("a", 1, 0, 1), headers={"Authorization": f"Bearer {secret}"}
         )
         assert answer.status_code == want, (scope, path)
+
+
+def test_only_refused_events_count_as_refused(opened: Open) -> None:
+    def refused() -> str:
+        text = opened.client.get("/metrics").text
+        return re.findall(r'samples_rejected_total\{reason="unauthorized"\} (.*)', text)[0]
+
+    for path in ("/v1/runs", "/v1/stream", "/metrics", "/v1/events", "/nothing"):
+        assert opened.nobody.get(path).status_code == 401
+    assert opened.nobody.post("/session", json={"token": "lct_wrong"}).status_code == 401
+    assert float(refused()) == 0
+    assert opened.nobody.post("/v1/events", content=sample("a", 1, 0, 1)).status_code == 401
+    assert float(refused()) == 1
 
 
 def test_a_session_is_a_cookie_that_no_script_and_no_other_site_can_use(opened: Open) -> None:
@@ -464,6 +481,167 @@ def test_a_run_that_stops_stepping_is_stalled_and_one_that_says_nothing_is_silen
     now[0] += 1000
     assert 'run="b"' not in opened.client.get("/metrics").text
     opened.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at work", "started again"])
+def test_a_run_that_reports_every_500th_step_stands_still_by_its_reports(tmp_path: Path, again: bool) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+    for at in range(500, 5001, 500):  # a step a second
+        now[0] = 1e9 + at
+        opened.send(sample("a", 1, at // 500 - 1, at, 6.0 * at**-0.2))
+    opened.judged()
+    run_id = opened.monitor.ingest.runs["a"].run_id
+    wait_for(lambda: "step_s" in opened.monitor.judging.last[run_id])
+    if again:
+        opened.close()
+        opened = Open(tmp_path / "store", clock=lambda: now[0])
+        now[0] += 500
+        opened.send(sample("a", 1, 10, 5500, 1.07))  # its judge goes on from what was written
+        opened.judged()
+        wait_for(lambda: opened.monitor.judging.last[run_id]["step"] == 5500)
+    assert opened.monitor.judging.last[run_id]["step_s"] == [1.0, 1.0]
+    told = now[0]
+    for waited, states in ((490, ["healthy"]), (1490, ["healthy"]), (1510, ["healthy", "stalled"])):
+        now[0] = told + waited
+        opened.send(schema.encode_event(schema.event("heartbeat", "a", 1, time=now[0])))
+        assert opened.client.get("/v1/runs/a").json()["states"] == states, waited
+    opened.close()
+
+
+def test_what_a_judge_wrote_before_it_timed_reports_still_says_when_a_run_stands_still() -> None:
+    facts = RunFacts(1, "a", step=5, last_step_received=1000.0, last_received=1300.0)
+    how = {"started": 0.0, "stalled_after_s": 180.0}
+    assert states_of(facts, {"step_s": [1.0, 2.0]}, 1300.0, **how) == ("warming_up", "stalled")
+    assert states_of(facts, {}, 1300.0, **how) == ("warming_up",)
+
+
+def test_a_run_that_goes_on_after_a_pause_is_given_its_time_and_no_more(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+
+    def event(kind: str, attempt: int, **fields: Any) -> None:
+        opened.send(schema.encode_event(schema.event(kind, "a", attempt, time=now[0], **fields)))
+
+    opened.send(*lines("a", curve(30)))
+    for step in (10, 20, 30):
+        now[0] += 60
+        event("checkpoint", 1, step=step)
+    opened.judged()
+    event("run_ended", 1, reason="stopped")
+    now[0] += 36000
+    opened.send(schema.encode_event(schema.run_started("a", 2, time=now[0], resume_step=30)))
+    for waited, more in (
+        (100, set()),
+        (60, set()),
+        (40, {"stalled"}),
+        (500, {"stalled", "checkpoint_overdue"}),
+    ):
+        now[0] += waited
+        event("heartbeat", 2)
+        assert {*opened.client.get("/v1/runs/a").json()["states"]} - {"healthy"} == more
+    event("checkpoint", 2, step=40)
+    assert opened.monitor.ingest.runs["a"].checkpoint_interval_s == 700.0  # and the pause makes none
+    opened.close()
+
+
+def test_an_open_page_is_told_that_a_run_fell_silent_and_that_it_is_back(tmp_path: Path) -> None:
+    now = [1e9]
+    opened = Open(tmp_path / "store", clock=lambda: now[0])
+    opened.send(*lines("a", curve(30)), *lines("b", curve(30)))
+    opened.judged()
+    wait_for(lambda: all("step_s" in last for last in opened.monitor.judging.last.values()))
+    said: list[list[str]] = []
+    scope = {
+        "type": "http", "method": "GET", "path": "/v1/stream", "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {opened.token}".encode())],
+    }  # fmt: skip
+
+    async def page() -> None:
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            found = [
+                json.loads(line[6:])
+                for line in message.get("body", b"").splitlines()
+                if line[:6] == b"data: "
+            ]
+            said.extend([[run["run"], *run["states"]] for run in found])
+
+        async def life() -> None:
+            for change in (lambda: None, fall_silent, come_back):
+                change()
+                have = len(said)
+                until = time.monotonic() + 20
+                while len(said) == have:
+                    assert time.monotonic() < until, said
+                    await asyncio.sleep(0.05)
+            opened.monitor.stopping.set()
+
+        stream = asyncio.create_task(opened.app(scope, receive, send))  # type: ignore[arg-type]
+        await life()
+        await asyncio.wait_for(stream, 10)
+
+    def fall_silent() -> None:
+        now[0] += 400
+        opened.monitor.ingest.runs["a"].last_step_received = now[0]  # of the two, this one goes on
+
+    def come_back() -> None:
+        opened.monitor.ingest.runs["b"].last_step_received = now[0]
+        now[0] += 10
+
+    asyncio.run(page())
+    assert sorted(said[:2]) == [["a", "healthy"], ["b", "healthy"]]
+    assert said[2:] == [["b", "healthy", "silent"], ["b", "healthy"]]
+    opened.close()
+
+
+def test_looking_at_the_clock_of_ten_thousand_runs_costs_little(opened: Open) -> None:
+    now = opened.monitor.clock()
+    for id in range(10_000):
+        facts = RunFacts(
+            id, f"r{id}", step=5, last_step_received=now, last_received=now, checkpoint_received=now
+        )
+        opened.monitor.ingest.runs[facts.run] = facts
+        opened.monitor.judging.last[id] = {"state": "healthy", "step_s": [1.0, 1.0], "report_s": 1.0}
+    took = []
+    for turn in range(3):
+        began = time.process_time()
+        opened.monitor.look(now + 10.0 * turn)
+        took.append(time.process_time() - began)
+    opened.monitor.ingest.runs.clear()
+    assert min(took) < 0.15, took
+
+
+def test_how_fast_a_run_trains_is_told_while_it_trains(opened: Open) -> None:
+    opened.send(
+        *(sample("a", 1, i, i + 1, loss, tokens_per_s=1e5, mfu=0.4) for i, loss in enumerate(curve(30)))
+    )
+    for name in ("run_tokens_per_second", "run_mfu_ratio"):
+        assert f'losscast_{name}{{run="a"}}' in opened.client.get("/metrics").text
+    opened.send(schema.encode_event(schema.event("run_ended", "a", 1, time=1e9, reason="finished")))
+    text = opened.client.get("/metrics").text
+    assert 'losscast_run_loss{run="a"}' in text  # shown a while longer
+    assert "losscast_run_tokens_per_second{" not in text and "losscast_run_mfu_ratio{" not in text
+
+
+def test_one_slow_step_makes_no_run_longer(opened: Open) -> None:
+    opened.send(
+        schema.encode_event(schema.run_started("a", 1, time=1e9, total_tokens=72e6, price_per_hour=10.0))
+    )
+    rates = [1e4] * 99 + [10.0]
+    opened.send(
+        *(
+            sample("a", 1, i, i + 1, loss, tokens=360e3 * (i + 1), tokens_per_s=rate)
+            for i, (loss, rate) in enumerate(zip(curve(100), rates, strict=True))
+        )
+    )
+    opened.judged()
+    wait_for(lambda: "tokens_per_s" in opened.monitor.judging.last[opened.monitor.ingest.runs["a"].run_id])
+    found = opened.client.get("/v1/runs/a/advice").json()["advice"]
+    assert found["hours_left"] == pytest.approx(1.0) and found["money_left"] == pytest.approx(10.0)
 
 
 def test_three_restarts_without_a_step_are_a_loop(opened: Open) -> None:

@@ -232,6 +232,52 @@ def test_what_is_wrong_is_said_with_what_to_do(url: str, monkeypatch: pytest.Mon
         run("--url", url)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "http://127.0.0.1:87oo",
+        "http://",
+        "http://[::1",
+        "http://a b:80",
+        "http://me:pw@h:80",
+        "ftp://h",
+        "http://h:99999",
+    ],
+)
+def test_an_address_that_is_none_is_wrong_input(bad: str) -> None:
+    with pytest.raises(WrongInput, match="give --url http://HOST:PORT"):
+        run("--url", bad, "--once")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", Failed),
+        (b"", Failed),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"runs": [', Failed),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", Failed),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", Failed),
+        (b"HTTP/1.1 409 Conflict\r\nContent-Length: 6\r\n\r\n<html>", WrongInput),
+        (b"HTTP/1.1 422 No\r\nContent-Length: 2\r\n\r\n[]", WrongInput),
+        (b"HTTP/1.1 422 No\r\nContent-Length: 90\r\n\r\n{}", WrongInput),
+    ],
+)
+def test_an_answer_that_is_no_monitor_s_or_breaks_off_ends_in_words(
+    answer: bytes, error: type[Exception]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def once() -> None:
+            asked, _ = server.accept()
+            with asked:
+                asked.recv(65536)
+                asked.sendall(answer)
+
+        threading.Thread(target=once, daemon=True).start()
+        with pytest.raises(error, match=r"127\.0\.0\.1"):
+            run("--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--once")
+
+
 def test_the_list_of_runs_goes_to_a_person_or_to_a_program(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
