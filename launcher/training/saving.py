@@ -183,6 +183,7 @@ def save_here(
     *,
     wait: bool,
     patience_s: float = LAST_PATIENCE_S,
+    log: RunLog | None = None,
 ) -> str | None:
     """Write and commit a checkpoint in a run's own folder; called by all ranks together. None when it is committed, else why not.
 
@@ -200,7 +201,7 @@ def save_here(
             if dist.get_rank() == 0:
                 took = {"write": time.monotonic() - writing}
                 try:
-                    commit_checkpoint(folder, attempt, step, spec, seconds=took)
+                    commit_checkpoint(folder, attempt, step, spec, seconds=took, log=log)
                 except OSError as error:
                     why = one_line(error)
             if wait:
@@ -226,14 +227,16 @@ def commit_checkpoint(
     retention: Retention | None = None,
     seconds: Mapping[str, float] | None = None,
     leisurely: bool = False,
+    log: RunLog | None = None,
 ) -> None:
     """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
 
     digests  of files that were uploaded: exactly these must be there. Old ones stay until `losscast janitor` runs, as an
              identity that may delete
     leisurely  training goes on meanwhile: see `checkpoints.commit_checkpoint`
+    log        of a caller that keeps one from commit to commit: only what is new in it is read then
     """
-    store, log, p = store_of(folder), run_log(folder), spec.parallel
+    store, log, p = store_of(folder), log or run_log(folder), spec.parallel
     entry = checkpoints.commit_checkpoint(
         store, log, attempt=attempt, step=step, spec_digest=spec.digest,
         topology={"world": spec.ranks, "dp": p.dp, "pp": p.pp, "tp": p.tp, "zero": p.zero},

@@ -35,7 +35,7 @@ from launcher.storage.checkpoints import parts_of, prefix_of
 from launcher.storage.remote import publish, stop_asked, store_of, tidy
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
-from launcher.storage.runlog import Superseded
+from launcher.storage.runlog import RunLog, Superseded
 from launcher.training.underway import Committer, Underway
 
 PATIENCE_S = 900.0
@@ -68,6 +68,8 @@ class Saver:
         """skipped: saves that were due while another was under way."""
         self._said: int | None = None
         self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world)
+        self._log = RunLog(store_of(folder), folder.name) if folder.url is None and rank == 0 else None
+        """For its commits, of which there is one at a time."""
         self._retention = Retention(spec.to_dict(), folder.name)
         self._wrote_s = 0.0
         """How long the ranks took to write the save that is under way."""
@@ -117,7 +119,7 @@ class Saver:
         if committer is not None:
             committer.raise_if_superseded()
         if wait:
-            why = save_here(engine, self._folder, self._attempt, step, self._spec, wait=True)
+            why = save_here(engine, self._folder, self._attempt, step, self._spec, wait=True, log=self._log)
             if why is not None:
                 return self._passed_over(step, why)
             self._hear()
@@ -141,7 +143,7 @@ class Saver:
 
         commit_checkpoint(
             self._folder, self._attempt, step, self._spec, retention=self._retention,
-            seconds={"write": self._wrote_s}, leisurely=not at_once,
+            seconds={"write": self._wrote_s}, leisurely=not at_once, log=self._log,
         )  # fmt: skip
 
     def _still(self, step: int, carrier: Underway | None) -> bool:
@@ -283,6 +285,7 @@ class Carriage:
         self._attempt, self._rank, self._world = first["attempt"], first["rank"], first["world"]
         self._spec = RunSpec.from_dict(first["spec"])
         self._told = 0.0
+        self._log: RunLog | None = None
 
     @property
     def _store(self) -> Store:
@@ -328,7 +331,9 @@ class Carriage:
         from launcher.training.saving import commit_checkpoint
 
         digests = self._parts(step)
-        commit_checkpoint(self._folder, self._attempt, step, self._spec, digests=digests, seconds=took)
+        commit_checkpoint(
+            self._folder, self._attempt, step, self._spec, digests=digests, seconds=took, log=self._log
+        )
         with contextlib.suppress(OSError):  # a copy for people: the next commit brings it again
             publish(self._folder, self._folder.curve(self._attempt))
 

@@ -209,3 +209,22 @@ def test_the_process_that_hashes_says_of_each_file_what_lies_there(tmp_path: Pat
     ]
     with pytest.raises(OSError, match="the process that hashes ended"):
         beside.digests([str(tmp_path / "folder")])
+
+
+def test_a_commit_reads_only_what_is_new_in_the_log(
+    run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec, log = run
+    read, get = list[str](), FolderStore.get
+
+    def counted(self: FolderStore, key: str) -> bytes:
+        if threading.current_thread() is threading.main_thread():
+            read.append(key)
+        return get(self, key)
+
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1)
+        assert saver.save(Engine(), 5, wait=False)
+        monkeypatch.setattr(FolderStore, "get", counted)
+        assert saver.save(Engine(), 10, wait=False) and saver.save(Engine(), 15, wait=True)
+    assert saver.committed() == [5, 10, 15] and "log/0.json" not in read
