@@ -280,12 +280,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         spec = read_spec(args.spec)
-        from launcher.training.saving import release_held, shared_assignment
+        from launcher.training.saving import lost, release_held, shared_assignment
 
         stopping: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
         try:
-            outcome = train(shared_assignment(spec), stop=lambda: bool(stopping))
+            outcome = train(shared_assignment(spec), stop=lambda: bool(stopping) or lost())
         finally:
             release_held()
     except Exception as error:

@@ -284,9 +284,7 @@ def _take(spec: RunSpec, cache: str) -> Assignment:
     def say(message: str) -> None:
         print(f"losscast: {message}", file=sys.stderr)
 
-    holding = run_log(folder).take(
-        "torchrun", wait=False, on_lost=lambda why: (say(why), folder.stop.touch())[0]
-    )
+    holding = run_log(folder).take("torchrun", wait=False, on_lost=say)  # `lost` tells the loop
     _held.append(holding)
     write_whole(folder.spec, spec.to_dict())
     publish(folder, folder.spec)
@@ -300,6 +298,12 @@ def _take(spec: RunSpec, cache: str) -> Assignment:
         resume_step=resume.step if resume else 0,
         resume_from=str(resume.path) if resume else None,
     )
+
+
+def lost() -> bool:
+    """True when what this process holds can't be kept: it has to stop. No file says so, since whoever has the run by now would
+    find it in the folder they share."""
+    return any(holding.lost is not None for holding in _held)
 
 
 def release_held() -> None:
