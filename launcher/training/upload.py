@@ -69,6 +69,9 @@ class Saver:
         self._say, self._done, self.skipped = say, list[int](), 0
         """skipped: saves that were due while another was under way."""
         self._said: int | None = None
+        if folder.url is not None:
+            # what an attempt before this one was asked: the driver clears only its own host. A wish that stands comes again
+            folder.stop.unlink(missing_ok=True)
         self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world, say)
         self._log = RunLog(store_of(folder), folder.name) if folder.url is None and rank == 0 else None
         """For its commits, of which there is one at a time."""

@@ -18,7 +18,7 @@ from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Holding, RunLog
 from launcher.storage.store import FolderStore
 from launcher.training import upload
-from launcher.training.upload import Carrier, staging
+from launcher.training.upload import Carrier, Saver, staging
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a thread's own priority is Linux'")
 
@@ -124,3 +124,19 @@ def test_an_order_that_no_process_takes_ends_its_step_with_why(
         assert carrier.outcome(15) is None
     finally:
         carrier.close()
+
+
+def test_what_an_attempt_before_was_asked_on_this_host_does_not_stop_the_next_one(
+    held: tuple[RunFolder, RunSpec, Holding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver that resumes a run at az:// may be on another host than rank 0, where the wish became a file."""
+    monkeypatch.setenv("LOSSCAST_WORK", str(tmp_path / "work"))
+    here, spec, _ = held
+    away = RunFolder.at("az://account/runs/team/here")
+    for folder in (here, away):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.stop.touch()
+        saver = Saver(folder, 1, spec, rank=1, world=2)
+        saver.close()
+    assert not away.stop.exists()
+    assert here.stop.exists(), "a folder that all hosts share: whoever asked asked this attempt"
