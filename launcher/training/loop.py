@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,8 @@ def train(
                 beat(step, "checkpoint")
                 if record is not None:
                     record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
-                if saver.save(trainer.engine, step, wait=bool(finished or wish)):
+                alive = partial(beat, step, "checkpoint")
+                if saver.save(trainer.engine, step, wait=bool(finished or wish), beat=alive):
                     saved = step
                     if wish:
                         save()  # a rank that was asked since this step began has what it was asked for

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,11 @@ class Run:
 
     def save(self, engine: Any, step: int, *, wait: bool) -> None:
         """Save a step that has been told, on every rank; with `wait`, return when it is committed."""
-        self._beat(step, "checkpoint")
+        alive = partial(self._beat, step, "checkpoint")
+        alive()
         if self._record is not None:
             self._record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
-        if self._saver.save(engine, step, wait=wait):
+        if self._saver.save(engine, step, wait=wait, beat=alive):
             self.saved_step = step
         self._beat(step, "step")
 

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ PATIENCE_S = 900.0
 POLL_S = 0.5
 STOP_POLL_S = 5.0
 PROGRESS_S = 15.0
+LOOK_S = 2.0
+"""How often who waits for a checkpoint looks how far it is."""
 LEISURE = 19
 """Niceness of an upload beside training: a seventieth of a core that both want."""
 AT_ONCE_BYTES = 32 << 20
@@ -80,25 +82,29 @@ class Saver:
         """How long the ranks took to write the save that is under way."""
         self._committer = Committer(self._commit_here) if folder.url is None and rank == 0 else None
 
-    def save(self, engine: Any, step: int, *, wait: bool) -> bool:
+    def save(self, engine: Any, step: int, *, wait: bool, beat: Callable[[], None] = lambda: None) -> bool:
         """Save this step; with `wait`, return only when it is committed. False: skipped.
+
+        beat  called every few seconds in which it gets on, on whichever rank: a large checkpoint on a slow way takes longer than
+              anybody would wait for a rank without a sign of life
 
         Raises runlog.Superseded when the run is somebody else's, Failed when `wait` was asked and can't be had.
         """
         from launcher.training.saving import NotWritten, write_checkpoint
 
         if self._carrier is None:
-            return self._save_here(engine, step, wait)
+            return self._save_here(engine, step, wait, beat)
         carrier = self._carrier
         if wait:
-            carrier.idle(PATIENCE_S * 2)
-        elif _any(carrier.busy):
+            _all_idle(carrier, beat)
+        elif _any(carrier.busy)[0]:
             return self._still(step, carrier)
         carrier.raise_if_superseded()
         place = staging(self._folder, self._attempt, self._rank, step)
         began = time.monotonic()
         try:
-            write_checkpoint(engine, self._folder, self._attempt, step, place=place)
+            with _shown(beat, place):
+                write_checkpoint(engine, self._folder, self._attempt, step, place=place)
         except NotWritten as error:  # on every rank alike
             if wait:
                 raise
@@ -106,25 +112,28 @@ class Saver:
         wrote_s = time.monotonic() - began
         carrier.carry(step, place, patience_s=PATIENCE_S if wait else 0.0, wrote_s=wrote_s)
         if wait:
-            carrier.idle(PATIENCE_S * 2)
+            _all_idle(carrier, beat)
             _raise_together(carrier.outcome(step) if self._rank == 0 else None)
         return True
 
-    def _save_here(self, engine: Any, step: int, wait: bool) -> bool:
+    def _save_here(self, engine: Any, step: int, wait: bool, beat: Callable[[], None]) -> bool:
         """A run in a folder: all ranks write where the checkpoint belongs, rank 0 makes it one. A small one at once; a large
         one is hashed while training goes on."""
         from launcher.training.saving import NotWritten, save_here, write_checkpoint
 
         committer = self._committer  # rank 0's
+        place = self._folder.path / prefix_of(self._attempt, step)
         if wait:
-            if committer is not None:
-                committer.idle(PATIENCE_S * 2)
-        elif _any(committer is not None and committer.busy):
+            _all_idle(committer, beat)
+        elif _any(committer is not None and committer.busy)[0]:
             return self._still(step, committer)
         if committer is not None:
             committer.raise_if_superseded()
         if wait:
-            why = save_here(engine, self._folder, self._attempt, step, self._spec, wait=True, log=self._log)
+            with _shown(beat, place):
+                why = save_here(
+                    engine, self._folder, self._attempt, step, self._spec, wait=True, log=self._log
+                )
             if why is not None:
                 return self._passed_over(step, why)
             self._hear()
@@ -133,12 +142,13 @@ class Saver:
             return True
         began = time.monotonic()
         try:
-            write_checkpoint(engine, self._folder, self._attempt, step)
+            with _shown(beat, place):
+                write_checkpoint(engine, self._folder, self._attempt, step)
         except NotWritten as error:  # on every rank alike
             return self._passed_over(step, str(error))
         self._wrote_s = time.monotonic() - began
         if committer is not None:
-            small = _bytes_in(self._folder.path / prefix_of(self._attempt, step)) <= AT_ONCE_BYTES
+            small = _bytes_in(place) <= AT_ONCE_BYTES
             committer.carry(step, at_once=small)
             committer.raise_if_superseded()
         return True
@@ -305,15 +315,60 @@ def staging(folder: RunFolder, attempt: int, rank: int, step: int) -> Path:
     return folder.path / "staged" / str(attempt) / f"rank-{rank}" / f"step-{step}"
 
 
-def _any(flag: bool) -> bool:
-    """True when the flag is set on any rank."""
+def _any(*flags: bool) -> list[bool]:
+    """Of each flag whether it is set on any rank. Called by all ranks together."""
     import torch
     import torch.distributed as dist
 
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor([1.0 if flag else 0.0], device=device)
+    tensor = torch.tensor([1.0 if flag else 0.0 for flag in flags], device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor.item() > 0)
+    return [value > 0 for value in tensor.tolist()]
+
+
+def _all_idle(mine: Underway | None, beat: Callable[[], None]) -> None:
+    """Return when nothing is under way on any rank. They look together, so that who has nothing left to do still shows that it
+    lives while another gets on. Raises Failed, on every rank, when none gets on for twice PATIENCE_S; Superseded."""
+    seen, since = "", time.monotonic()
+    while True:
+        busy = mine is not None and not mine.idle(LOOK_S)
+        far = mine.how_far() if mine is not None else ""
+        late = time.monotonic() - since > PATIENCE_S * 2
+        busy, moved, late = _any(busy, far != seen, late)
+        if not busy:
+            break
+        if moved:
+            seen, since = far, time.monotonic()
+            beat()
+        elif late:
+            step = "before" if mine is None else f"of step {mine.step}"
+            raise Failed(
+                f"the checkpoint {step} is still on its way and has not got on for {PATIENCE_S * 2:.0f} s"
+            )
+    if mine is not None:
+        mine.raise_if_superseded()
+
+
+@contextlib.contextmanager
+def _shown(beat: Callable[[], None], place: Path) -> Iterator[None]:
+    """Within it a thread calls `beat` every few seconds in which what lies under `place` has changed."""
+    over = threading.Event()
+
+    def look() -> None:
+        seen = 0
+        while not over.wait(LOOK_S):
+            with contextlib.suppress(OSError):  # a file that is just going
+                if (size := _bytes_in(place)) != seen:
+                    seen = size
+                    beat()
+
+    thread = threading.Thread(target=look, name="losscast-saving", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()  # no beat of this save after the next step's
 
 
 def _raise_together(why: str | None) -> None:

@@ -16,12 +16,16 @@ from tests.azurite import free_port
 pytestmark = pytest.mark.faults
 pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'")
 
+from launcher.errors import Failed  # noqa: E402
 from launcher.runspec.file import read_spec  # noqa: E402
 from launcher.storage import beside, checkpoints  # noqa: E402
 from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
 from launcher.storage.store import FolderStore  # noqa: E402
 from launcher.training import upload  # noqa: E402
+from launcher.training.assignment import Assignment  # noqa: E402
+from launcher.training.run import Run  # noqa: E402
+from launcher.training.underway import Underway  # noqa: E402
 from launcher.training.upload import Saver  # noqa: E402
 
 SPEC = """
@@ -228,3 +232,87 @@ def test_a_commit_reads_only_what_is_new_in_the_log(
         monkeypatch.setattr(FolderStore, "get", counted)
         assert saver.save(Engine(), 10, wait=False) and saver.save(Engine(), 15, wait=True)
     assert saver.committed() == [5, 10, 15] and "log/0.json" not in read
+
+
+class Way(Underway):
+    """A checkpoint that is on its way for a while."""
+
+    def travel(self, seconds: float, moves: bool) -> None:
+        began = time.monotonic()
+        while (gone := time.monotonic() - began) < seconds:
+            self._progress = f", {gone:.1f} of {seconds} MB" if moves else ""
+            time.sleep(0.05)
+        with self._changed:
+            self._end(5, None)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_rank_that_waits_for_an_upload_shows_that_it_lives_as_long_as_bytes_move(
+    monkeypatch: pytest.MonkeyPatch, moves: bool
+) -> None:
+    monkeypatch.setattr(upload, "LOOK_S", 0.1)
+    monkeypatch.setattr(upload, "PATIENCE_S", 0.75)  # in which nothing gets on, twice
+    way, beats = Way(), list[float]()
+    way._begin(5)
+    thread = threading.Thread(target=way.travel, args=(4.0, moves))
+    thread.start()
+    try:
+        if moves:
+            upload._all_idle(way, lambda: beats.append(time.monotonic()))
+            assert len(beats) > 5 and way.outcome(5) is None
+        else:
+            with pytest.raises(Failed, match="step 5 is still on its way and has not got on"):
+                upload._all_idle(way, lambda: beats.append(time.monotonic()))
+            assert beats == []
+    finally:
+        thread.join()
+
+
+class Slowly(Engine):
+    """Takes its time to write, or only takes time."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+
+    def save_checkpoint(self, folder: str, tag: str, **more: Any) -> None:
+        super().save_checkpoint(folder, tag)
+        for _ in range(20):
+            time.sleep(0.1)
+            if self.writes:
+                with Path(folder, tag, NAMES[0]).open("ab") as file:
+                    file.write(b"more")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_rank_that_writes_for_long_shows_that_it_lives_as_long_as_files_grow(
+    run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    monkeypatch.setattr(upload, "LOOK_S", 0.1)
+    folder, spec, log = run
+    with log.take("job") as holding:
+        saver, beats = Saver(folder, holding.attempt, spec, 0, 1), list[str]()
+        assert saver.save(Slowly(True), 5, wait=wait, beat=lambda: beats.append("grows"))
+        assert len(beats) > 5
+        beats.clear()
+        assert saver.save(Slowly(False), 10, wait=wait, beat=lambda: beats.append("stands"))
+        assert len(beats) <= 1, "what it wrote at first"
+        count = len(beats)
+        time.sleep(0.3)
+        assert len(beats) == count, "the save is over"
+
+
+def test_a_script_that_saves_for_long_shows_that_it_lives(
+    run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "LOOK_S", 0.1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    folder, spec, log = run
+    beats = list[tuple[int, str]]()
+    with log.take("job") as holding:
+        assignment = Assignment(spec.to_dict(), folder.address, holding.attempt, "")
+        own = Run(assignment, lambda: False, lambda: False, lambda step, phase: beats.append((step, phase)))
+        own.save(Slowly(True), 5, wait=True)
+        own.close(finished=False)
+    assert own.saved_step == 5 and beats.count((5, "checkpoint")) > 5 and beats[-1] == (5, "step")

@@ -90,7 +90,7 @@ def test_a_carrier_that_died_between_saves_is_said_and_the_next_save_starts_anot
     try:
         for step in (5, 10, 15):
             carrier.carry(step, shards(folder, step), patience_s=60.0)
-            carrier.idle(60.0)
+            assert carrier.idle(60.0)
             assert carrier.outcome(step) is None
             end(carrier)
         assert [step for step, _ in carrier.news()] == [5, 10, 15]
@@ -110,17 +110,17 @@ def test_an_order_that_no_process_takes_ends_its_step_with_why(
         with monkeypatch.context() as m:
             m.setattr(sys, "executable", "/nowhere/python")
             carrier.carry(5, shards(folder, 5), patience_s=0.0)
-            carrier.idle(10.0)
+            assert carrier.idle(10.0)
         why = carrier.outcome(5)
         assert why is not None and why.startswith("no uploading process can be started: ")
         with monkeypatch.context() as m:  # it dies as the order is written
             m.setattr(carrier, "_revived", lambda: None)
             carrier.carry(10, shards(folder, 10), patience_s=0.0)
-            carrier.idle(10.0)
+            assert carrier.idle(10.0)
         why = carrier.outcome(10)
         assert why is not None and "Broken pipe" in why
         carrier.carry(15, shards(folder, 15), patience_s=60.0)
-        carrier.idle(60.0)
+        assert carrier.idle(60.0)
         assert carrier.outcome(15) is None
     finally:
         carrier.close()
