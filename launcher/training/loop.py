@@ -241,8 +241,8 @@ def train(
                 beat(step, "checkpoint")
                 if record is not None:
                     record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
-                alive = partial(beat, step, "checkpoint")
-                if saver.save(trainer.engine, step, wait=bool(finished or wish), beat=alive):
+                alive, must = partial(beat, step, "checkpoint"), finished or stopping
+                if saver.save(trainer.engine, step, wait=bool(must or wish), must=must, beat=alive):
                     saved = step
                     if wish:
                         save()  # a rank that was asked since this step began has what it was asked for

@@ -22,6 +22,7 @@ from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Entry, Holding, RunLog
 from launcher.training.assignment import Assignment
+from launcher.training.underway import WISH_PATIENCE_S
 
 LAST_PATIENCE_S = 600.0
 """How long a save that must be (the last of a run, or before a host goes) is tried again on a disk that refuses."""
@@ -182,17 +183,18 @@ def save_here(
     spec: RunSpec,
     *,
     wait: bool,
-    patience_s: float = LAST_PATIENCE_S,
+    must: bool = True,
     log: RunLog | None = None,
 ) -> str | None:
     """Write and commit a checkpoint in a run's own folder; called by all ranks together. None when it is committed, else why not.
 
     A disk that is full, or away, costs this checkpoint and not the run: training goes on and the next one is tried when
-    it is due. With `wait` it is tried again for `patience_s`; after that NotWritten. Raises runlog.Superseded.
+    it is due. With `wait` it is tried again, for LAST_PATIENCE_S where it `must` be, and then NotWritten; else for
+    WISH_PATIENCE_S. Raises runlog.Superseded.
     """
     import torch.distributed as dist
 
-    began, tries = time.monotonic(), 0
+    began, tries, patience_s = time.monotonic(), 0, LAST_PATIENCE_S if must else WISH_PATIENCE_S
     while True:
         why: str | None = None
         writing = time.monotonic()
@@ -211,6 +213,8 @@ def save_here(
         if why is None or not wait:
             return why
         if _agreed("over" if time.monotonic() - began > patience_s else None):
+            if not must:
+                return why
             raise NotWritten(f"step {step}: no checkpoint after {patience_s:.0f} s: {why}")
         if tries == 0 and dist.get_rank() == 0:
             print(f"losscast: step {step}: no checkpoint yet, and it is tried again: {why}", flush=True)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from launcher.errors import one_line
 from launcher.storage.runlog import Superseded
 
+WISH_PATIENCE_S = 30.0
+"""How long ranks wait for a checkpoint that somebody asked for, and that does not get on, where the run and its hosts go on."""
 CLOSE_S = 5.0
 """How long the end of an attempt waits for a commit that is under way."""
 

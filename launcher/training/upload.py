@@ -36,7 +36,7 @@ from launcher.storage.remote import publish, stop_asked, store_of, tidy
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import RunLog, Superseded
-from launcher.training.underway import Committer, Underway
+from launcher.training.underway import WISH_PATIENCE_S, Committer, Underway
 
 PATIENCE_S = 900.0
 """How long the last save of a run keeps trying, and rank 0 waits for the parts of other ranks."""
@@ -82,22 +82,31 @@ class Saver:
         """How long the ranks took to write the save that is under way."""
         self._committer = Committer(self._commit_here) if folder.url is None and rank == 0 else None
 
-    def save(self, engine: Any, step: int, *, wait: bool, beat: Callable[[], None] = lambda: None) -> bool:
+    def save(
+        self,
+        engine: Any,
+        step: int,
+        *,
+        wait: bool,
+        must: bool = True,
+        beat: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Save this step; with `wait`, return only when it is committed. False: skipped.
 
+        must  of one that is waited for: without it the run can't go on, or end. False: where it is not to be had, nor gets on,
+              in a moment, it is passed over as any other
         beat  called every few seconds in which it gets on, on whichever rank: a large checkpoint on a slow way takes longer than
               anybody would wait for a rank without a sign of life
 
-        Raises runlog.Superseded when the run is somebody else's, Failed when `wait` was asked and can't be had.
+        Raises runlog.Superseded when the run is somebody else's, Failed when `wait` was asked and can't be had, though it `must`.
         """
         from launcher.training.saving import NotWritten, write_checkpoint
 
         if self._carrier is None:
-            return self._save_here(engine, step, wait, beat)
+            return self._save_here(engine, step, wait, must, beat)
         carrier = self._carrier
-        if wait:
-            _all_idle(carrier, beat)
-        elif _any(carrier.busy)[0]:
+        held_up = not _all_idle(carrier, beat, must) if wait else _any(carrier.busy)[0]
+        if held_up:
             return self._still(step, carrier)
         carrier.raise_if_superseded()
         place = staging(self._folder, self._attempt, self._rank, step)
@@ -106,17 +115,24 @@ class Saver:
             with _shown(beat, place):
                 write_checkpoint(engine, self._folder, self._attempt, step, place=place)
         except NotWritten as error:  # on every rank alike
-            if wait:
+            if wait and must:
                 raise
             return self._passed_over(step, str(error))
         wrote_s = time.monotonic() - began
-        carrier.carry(step, place, patience_s=PATIENCE_S if wait else 0.0, wrote_s=wrote_s)
+        patience_s = 0.0 if not wait else PATIENCE_S if must else WISH_PATIENCE_S
+        carrier.carry(step, place, patience_s=patience_s, wrote_s=wrote_s)
         if wait:
-            _all_idle(carrier, beat)
-            _raise_together(carrier.outcome(step) if self._rank == 0 else None)
+            if not _all_idle(carrier, beat, must):
+                return self._passed_over(step, "it does not get on; it may be committed yet")
+            why = _told(carrier.outcome(step) if self._rank == 0 else None)
+            if why is not None and must:
+                raise Failed(f"the checkpoint was not committed: {why}")
+            if why is not None:  # `committed` says it
+                self.skipped += 1
+                return False
         return True
 
-    def _save_here(self, engine: Any, step: int, wait: bool, beat: Callable[[], None]) -> bool:
+    def _save_here(self, engine: Any, step: int, wait: bool, must: bool, beat: Callable[[], None]) -> bool:
         """A run in a folder: all ranks write where the checkpoint belongs, rank 0 makes it one. A small one at once; a large
         one is hashed while training goes on."""
         from launcher.training.saving import NotWritten, save_here, write_checkpoint
@@ -124,7 +140,7 @@ class Saver:
         committer = self._committer  # rank 0's
         place = self._folder.path / prefix_of(self._attempt, step)
         if wait:
-            _all_idle(committer, beat)
+            _all_idle(committer, beat, must=True)  # it says nothing of how it gets on
         elif _any(committer is not None and committer.busy)[0]:
             return self._still(step, committer)
         if committer is not None:
@@ -132,7 +148,7 @@ class Saver:
         if wait:
             with _shown(beat, place):
                 why = save_here(
-                    engine, self._folder, self._attempt, step, self._spec, wait=True, log=self._log
+                    engine, self._folder, self._attempt, step, self._spec, wait=True, must=must, log=self._log
                 )
             if why is not None:
                 return self._passed_over(step, why)
@@ -326,27 +342,29 @@ def _any(*flags: bool) -> list[bool]:
     return [value > 0 for value in tensor.tolist()]
 
 
-def _all_idle(mine: Underway | None, beat: Callable[[], None]) -> None:
-    """Return when nothing is under way on any rank. They look together, so that who has nothing left to do still shows that it
-    lives while another gets on. Raises Failed, on every rank, when none gets on for twice PATIENCE_S; Superseded."""
-    seen, since = "", time.monotonic()
+def _all_idle(mine: Underway | None, beat: Callable[[], None], must: bool) -> bool:
+    """True when nothing is under way on any rank. They look together, so that who has nothing left to do still shows that it
+    lives while another gets on. Where none gets on for twice PATIENCE_S, and it `must`, it raises Failed on every rank; where it
+    need not, False after WISH_PATIENCE_S. Raises Superseded."""
+    seen, since, limit_s = "", time.monotonic(), PATIENCE_S * 2 if must else WISH_PATIENCE_S
     while True:
         busy = mine is not None and not mine.idle(LOOK_S)
         far = mine.how_far() if mine is not None else ""
-        late = time.monotonic() - since > PATIENCE_S * 2
+        late = time.monotonic() - since > limit_s
         busy, moved, late = _any(busy, far != seen, late)
         if not busy:
             break
         if moved:
             seen, since = far, time.monotonic()
             beat()
+        elif late and not must:
+            return False
         elif late:
             step = "before" if mine is None else f"of step {mine.step}"
-            raise Failed(
-                f"the checkpoint {step} is still on its way and has not got on for {PATIENCE_S * 2:.0f} s"
-            )
+            raise Failed(f"the checkpoint {step} is still on its way and has not got on for {limit_s:.0f} s")
     if mine is not None:
         mine.raise_if_superseded()
+    return True
 
 
 @contextlib.contextmanager
@@ -371,14 +389,13 @@ def _shown(beat: Callable[[], None], place: Path) -> Iterator[None]:
         thread.join()  # no beat of this save after the next step's
 
 
-def _raise_together(why: str | None) -> None:
-    """Raise Failed on every rank when rank 0 says why."""
+def _told(why: str | None) -> str | None:
+    """What rank 0 says, on every rank."""
     import torch.distributed as dist
 
     told = [why]
     dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise Failed(f"the checkpoint was not committed: {told[0]}")
+    return told[0]
 
 
 class Carriage:

@@ -22,9 +22,10 @@ from launcher.storage import beside, checkpoints  # noqa: E402
 from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
 from launcher.storage.store import FolderStore  # noqa: E402
-from launcher.training import upload  # noqa: E402
+from launcher.training import saving, upload  # noqa: E402
 from launcher.training.assignment import Assignment  # noqa: E402
 from launcher.training.run import Run  # noqa: E402
+from launcher.training.saving import NotWritten  # noqa: E402
 from launcher.training.underway import Underway  # noqa: E402
 from launcher.training.upload import Saver  # noqa: E402
 
@@ -258,11 +259,11 @@ def test_a_rank_that_waits_for_an_upload_shows_that_it_lives_as_long_as_bytes_mo
     thread.start()
     try:
         if moves:
-            upload._all_idle(way, lambda: beats.append(time.monotonic()))
+            upload._all_idle(way, lambda: beats.append(time.monotonic()), must=True)
             assert len(beats) > 5 and way.outcome(5) is None
         else:
             with pytest.raises(Failed, match="step 5 is still on its way and has not got on"):
-                upload._all_idle(way, lambda: beats.append(time.monotonic()))
+                upload._all_idle(way, lambda: beats.append(time.monotonic()), must=True)
             assert beats == []
     finally:
         thread.join()
@@ -316,3 +317,59 @@ def test_a_script_that_saves_for_long_shows_that_it_lives(
         own.save(Slowly(True), 5, wait=True)
         own.close(finished=False)
     assert own.saved_step == 5 and beats.count((5, "checkpoint")) > 5 and beats[-1] == (5, "step")
+
+
+class Full(Writer):
+    """Writes to a disk that has no room, so many times."""
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+
+    def save(self, state: bytes, path: str) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("step", "stop", "times", "ends"),
+    [
+        (5, False, 2, "saved"),
+        (5, False, 1e9, "passed over"),
+        (5, True, 1e9, "ended"),
+        (391, False, 1e9, "ended"),
+    ],
+    ids=["there is room again", "a wish to save", "a wish to stop", "the last step"],
+)
+def test_a_full_disk_ends_an_attempt_only_where_there_must_be_a_checkpoint(
+    run: tuple[RunFolder, Any, RunLog],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    step: int,
+    stop: bool,
+    times: float,
+    ends: str,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(saving, "LAST_WAITS_S", (0.1,))
+    monkeypatch.setattr(saving, "WISH_PATIENCE_S", 2.0)
+    monkeypatch.setattr(saving, "LAST_PATIENCE_S", 4.0)
+    folder, spec, log = run
+    engine, asked = Engine(), iter([True])
+    engine.checkpoint_engine = Full(times)
+    with log.take("job") as holding:
+        assignment = Assignment(spec.to_dict(), folder.address, holding.attempt, "")
+        own = Run(assignment, lambda: stop, lambda: next(asked, False), lambda step, phase: None)
+        assert own.total_steps == 391
+        try:
+            if ends == "ended":
+                with pytest.raises(NotWritten, match="no checkpoint after 4 s"):
+                    own.step(step, 1.0, engine=engine)
+            else:
+                assert not own.step(step, 1.0, engine=engine)
+        finally:
+            own.close(finished=False)
+    assert (own.saved_step == step) == (ends == "saved")
+    assert ("no checkpoint, training goes on: rank 0: " in capfd.readouterr().err) == (ends == "passed over")
