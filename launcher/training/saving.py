@@ -185,6 +185,7 @@ def save_here(
     wait: bool,
     must: bool = True,
     log: RunLog | None = None,
+    retention: Retention | None = None,
 ) -> str | None:
     """Write and commit a checkpoint in a run's own folder; called by all ranks together. None when it is committed, else why not.
 
@@ -203,7 +204,7 @@ def save_here(
             if dist.get_rank() == 0:
                 took = {"write": time.monotonic() - writing}
                 try:
-                    commit_checkpoint(folder, attempt, step, spec, seconds=took, log=log)
+                    commit_checkpoint(folder, attempt, step, spec, retention=retention, seconds=took, log=log)
                 except OSError as error:
                     why = one_line(error)
             if wait:
@@ -235,6 +236,7 @@ def commit_checkpoint(
 ) -> None:
     """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
 
+    retention  of a caller that keeps one from commit to commit, and must not wait for the monitor
     digests  of files that were uploaded: exactly these must be there. Old ones stay until `losscast janitor` runs, as an
              identity that may delete
     leisurely  training goes on meanwhile: see `checkpoints.commit_checkpoint`
@@ -248,7 +250,10 @@ def commit_checkpoint(
     )  # fmt: skip
     if folder.url is None:
         with contextlib.suppress(OSError):  # committed it is; what stays longer goes after the next one
-            (retention or Retention(spec.to_dict(), folder.name)).after(store, log, entry)
+            if retention is None:
+                Retention(spec.to_dict(), folder.name).after(store, log, entry)
+            else:
+                retention.beside(store, log, entry)
 
 
 def shared_assignment(spec: RunSpec) -> Assignment:

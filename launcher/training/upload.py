@@ -47,6 +47,8 @@ LOOK_S = 2.0
 """How often who waits for a checkpoint looks how far it is."""
 LEISURE = 19
 """Niceness of an upload beside training: a seventieth of a core that both want."""
+ASKING_S = 15.0
+"""How long the end of an attempt waits for old checkpoints to go: a monitor that does not answer is asked for 10 s."""
 AT_ONCE_BYTES = 32 << 20
 """A checkpoint in a folder up to this size is committed before the next step: hashing it takes some 20 ms."""
 
@@ -148,8 +150,9 @@ class Saver:
         if wait:
             with _shown(beat, place):
                 why = save_here(
-                    engine, self._folder, self._attempt, step, self._spec, wait=True, must=must, log=self._log
-                )
+                    engine, self._folder, self._attempt, step, self._spec,
+                    wait=True, must=must, log=self._log, retention=self._retention,
+                )  # fmt: skip
             if why is not None:
                 return self._passed_over(step, why)
             self._hear()
@@ -213,10 +216,11 @@ class Saver:
                     self._say(f"step {step}: the checkpoint was not committed, training goes on: {why}")
 
     def close(self) -> None:
-        """End what carries. What is still on its way to another place is dropped; a commit in a folder is waited for a
-        little."""
+        """End what carries. What is still on its way to another place is dropped; a commit in a folder, and
+        what goes after it, are waited for a little."""
         if (carrier := self._carrier or self._committer) is not None:
             carrier.close()
+        self._retention.idle(ASKING_S)
 
 
 class Carrier(Underway):

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ pytest.importorskip("torch", reason="needs torch: pip install 'losscast[train]'"
 
 from launcher.errors import Failed  # noqa: E402
 from launcher.runspec.file import read_spec  # noqa: E402
-from launcher.storage import beside, checkpoints  # noqa: E402
+from launcher.storage import beside, checkpoints, retention  # noqa: E402
 from launcher.storage.runfolder import RunFolder, write_whole  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
 from launcher.storage.store import FolderStore  # noqa: E402
@@ -373,3 +374,20 @@ def test_a_full_disk_ends_an_attempt_only_where_there_must_be_a_checkpoint(
             own.close(finished=False)
     assert (own.saved_step == step) == (ends == "saved")
     assert ("no checkpoint, training goes on: rank 0: " in capfd.readouterr().err) == (ends == "passed over")
+
+
+def test_a_monitor_that_does_not_answer_holds_no_step_up(
+    run: tuple[RunFolder, Any, RunLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "TIMEOUT_S", 8.0)
+    folder, _, log = run
+    with socket.create_server(("127.0.0.1", 0)) as silent, log.take("job") as holding:
+        path = tmp_path / "run.yaml"
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with path.open("a") as file:
+            file.write(f'monitor: {{url: "{url}"}}\npolicy: {{on_divergence: rollback}}\n')
+        saver = Saver(folder, holding.attempt, read_spec(path), 0, 1)
+        began = time.monotonic()
+        assert saver.save(Engine(), 5, wait=False) and saver.save(Engine(), 10, wait=True)
+        assert time.monotonic() - began < 8.0 and saver.committed() == [5, 10]
+        saver.close()
