@@ -187,6 +187,8 @@ def fetched(url: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in cache.glob(f".{folder.name}.*/"):  # of one that was killed: only one brings it at a time
+            shutil.rmtree(stale, ignore_errors=True)
         if (folder / "meta.json").exists():
             return folder
         scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}."))

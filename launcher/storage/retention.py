@@ -16,6 +16,7 @@ import contextlib
 import http.client
 import json
 import os
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -167,6 +168,37 @@ class Retention:
         self._keep, self._onsets = int(spec["checkpoints"]["keep"]), Onsets.of(spec, name)
         self._onset: int | None = None
         """As the monitor said last: while it can't be asked, that stands."""
+        self._due: tuple[Store, RunLog, Entry] | None = None
+        self._busy, self._changed = False, threading.Condition()
+
+    def beside(self, store: Store, log: RunLog, entry: Entry) -> None:
+        """`after`, without a wait for the monitor: where one is asked a thread does it, and what it can't let go of stays until the
+        next commit. Raises OSError only where nobody is asked."""
+        if self._onsets is None:
+            self.after(store, log, entry)
+            return
+        with self._changed:
+            # of several that wait the newest: it lets go of all that may go
+            self._due = store, log.copy(), entry
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._work, name="losscast-retention", daemon=True).start()
+
+    def idle(self, timeout_s: float) -> bool:
+        """True when nothing that `beside` was told of is left to do; waits for that so long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, timeout_s)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                due, self._due = self._due, None
+                if due is None:
+                    self._busy = False
+                    self._changed.notify_all()
+                    return
+            with contextlib.suppress(Exception):  # whatever it is: it is tried again after the next commit
+                self.after(*due)
 
     def after(self, store: Store, log: RunLog, entry: Entry) -> list[str]:
         """Let go of what may go, `entry` having been committed a moment ago."""

@@ -29,6 +29,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ from launcher.errors import Failed, Held
 from launcher.storage.store import FULL
 
 TERM_S = 30.0
+AT_ONCE = 16
+"""Entries that are fetched beside each other, where more than a few are new: a log of thousands, one after another, would take
+longer than a lease holds."""
+MANY = 4
 
 
 class Superseded(Held):
@@ -103,12 +108,18 @@ def boot_s() -> float:
 
 
 class RunLog:
-    """The log of one run. Makes no threads and keeps no lock; any number of processes may have one."""
+    """The log of one run. Keeps no thread and no lock: for one thread at a time; any number of processes may have one."""
 
     def __init__(self, store: Store, run: str, *, term_s: float = TERM_S) -> None:
         """term_s: how long a lease holds without renewal; everybody must use the same."""
         self.store, self.run, self.term_s = store, run, term_s
         self._entries: list[Entry] = []
+
+    def copy(self) -> "RunLog":
+        """The same log for another thread, which need not read again what was read here."""
+        other = RunLog(self.store, self.run, term_s=self.term_s)
+        other._entries = list(self._entries)
+        return other
 
     def entries(self) -> list[Entry]:
         """Every entry, oldest first. Raises Damaged when one is missing between others, Away when all that were read
@@ -117,6 +128,7 @@ class RunLog:
         if self._entries and not numbers:
             raise Away(f"{self.store.where('log')} is not there: is its disk mounted?")
         n, void = 0, [e.n for e in self._entries if e.kind == "void"]
+        self._fetch(numbers)
         while True:
             if n < len(self._entries) and n not in void:
                 n += 1
@@ -133,6 +145,19 @@ class RunLog:
                 return list(self._entries)
             self._entries[n : n + 1] = [entry]
             n += 1
+
+    def _fetch(self, numbers: set[int]) -> None:
+        """Add what follows, where that is much, as far as the list knows it without a hole: what is beyond, `entries` looks at."""
+        first = after = len(self._entries)
+        while after in numbers:
+            after += 1
+        if after - first < MANY:
+            return
+        # what is missing: `entries` says what that means
+        with ThreadPoolExecutor(AT_ONCE) as pool, contextlib.suppress(Missing):
+            found = pool.map(lambda n: self.store.get(f"log/{n}.json"), range(first, after))
+            for n, data in enumerate(found, first):  # in their order: an error leaves what came before it
+                self._entries.append(_read(n, data))
 
     def newest_attempt(self) -> Entry | None:
         """The entry that says who may write; void counts."""
@@ -302,9 +327,10 @@ class Holding:
         self._until = boot_s() + log.term_s * 0.8
         self._counter = 0
         self._why = "the store does not answer"
+        own = log.copy()  # two threads; and to read a long log again may take longer than the lease holds
         with contextlib.suppress(OSError):
             self._renew()
-        self._thread = threading.Thread(target=self._keep, name="losscast-lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, args=(own,), name="losscast-lease", daemon=True)
         self._thread.start()
         threading.Thread(target=self._watch, name="losscast-lease-clock", daemon=True).start()
 
@@ -353,8 +379,7 @@ class Holding:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def _keep(self) -> None:
-        log = RunLog(self.log.store, self.log.run, term_s=self.log.term_s)  # entries of its own: two threads
+    def _keep(self, log: RunLog) -> None:
         while not self._stop.wait(max(0.0, min(log.term_s / 4, self._until - boot_s()))):
             try:
                 with self._lock:

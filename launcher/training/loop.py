@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,8 @@ def train(
                 beat(step, "checkpoint")
                 if record is not None:
                     record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
-                if saver.save(trainer.engine, step, wait=bool(finished or wish)):
+                alive, must = partial(beat, step, "checkpoint"), finished or stopping
+                if saver.save(trainer.engine, step, wait=bool(must or wish), must=must, beat=alive):
                     saved = step
                     if wish:
                         save()  # a rank that was asked since this step began has what it was asked for
@@ -287,12 +289,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         spec = read_spec(args.spec)
-        from launcher.training.saving import release_held, shared_assignment
+        from launcher.training.saving import lost, release_held, shared_assignment
 
         stopping: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
         try:
-            outcome = train(shared_assignment(spec), stop=lambda: bool(stopping))
+            outcome = train(shared_assignment(spec), stop=lambda: bool(stopping) or lost())
         finally:
             release_held()
     except Exception as error:

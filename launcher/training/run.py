@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +167,21 @@ class Run:
         self._tell(step, mean, max(abs(x - mean) for x in losses), lr, grad_norm, val_loss)
         last = step == self.total_steps
         if engine is not None and (step % self.spec.checkpoints.every_steps == 0 or last or wish):
-            self.save(engine, step, wait=bool(last or wish))
+            self.save(engine, step, wait=bool(last or wish), must=last or self.asked)
             if wish and self.saved_step == step:
                 self._save()  # a rank that was asked since this step began has what it was asked for
         self._tell_committed()
         self._beat(step, "own")
         return self.stopped
 
-    def save(self, engine: Any, step: int, *, wait: bool) -> None:
-        """Save a step that has been told, on every rank; with `wait`, return when it is committed."""
-        self._beat(step, "checkpoint")
+    def save(self, engine: Any, step: int, *, wait: bool, must: bool = True) -> None:
+        """Save a step that has been told, on every rank; with `wait`, return when it is committed, or where it need not be
+        (`must`), soon."""
+        alive = partial(self._beat, step, "checkpoint")
+        alive()
         if self._record is not None:
             self._record.flush()  # what a checkpoint holds is never trained again, so its curve must be there
-        if self._saver.save(engine, step, wait=wait):
+        if self._saver.save(engine, step, wait=wait, must=must, beat=alive):
             self.saved_step = step
         self._beat(step, "step")
 

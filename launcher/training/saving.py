@@ -22,6 +22,7 @@ from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import Entry, Holding, RunLog
 from launcher.training.assignment import Assignment
+from launcher.training.underway import WISH_PATIENCE_S
 
 LAST_PATIENCE_S = 600.0
 """How long a save that must be (the last of a run, or before a host goes) is tried again on a disk that refuses."""
@@ -182,16 +183,19 @@ def save_here(
     spec: RunSpec,
     *,
     wait: bool,
-    patience_s: float = LAST_PATIENCE_S,
+    must: bool = True,
+    log: RunLog | None = None,
+    retention: Retention | None = None,
 ) -> str | None:
     """Write and commit a checkpoint in a run's own folder; called by all ranks together. None when it is committed, else why not.
 
     A disk that is full, or away, costs this checkpoint and not the run: training goes on and the next one is tried when
-    it is due. With `wait` it is tried again for `patience_s`; after that NotWritten. Raises runlog.Superseded.
+    it is due. With `wait` it is tried again, for LAST_PATIENCE_S where it `must` be, and then NotWritten; else for
+    WISH_PATIENCE_S. Raises runlog.Superseded.
     """
     import torch.distributed as dist
 
-    began, tries = time.monotonic(), 0
+    began, tries, patience_s = time.monotonic(), 0, LAST_PATIENCE_S if must else WISH_PATIENCE_S
     while True:
         why: str | None = None
         writing = time.monotonic()
@@ -200,7 +204,7 @@ def save_here(
             if dist.get_rank() == 0:
                 took = {"write": time.monotonic() - writing}
                 try:
-                    commit_checkpoint(folder, attempt, step, spec, seconds=took)
+                    commit_checkpoint(folder, attempt, step, spec, retention=retention, seconds=took, log=log)
                 except OSError as error:
                     why = one_line(error)
             if wait:
@@ -210,6 +214,8 @@ def save_here(
         if why is None or not wait:
             return why
         if _agreed("over" if time.monotonic() - began > patience_s else None):
+            if not must:
+                return why
             raise NotWritten(f"step {step}: no checkpoint after {patience_s:.0f} s: {why}")
         if tries == 0 and dist.get_rank() == 0:
             print(f"losscast: step {step}: no checkpoint yet, and it is tried again: {why}", flush=True)
@@ -226,14 +232,17 @@ def commit_checkpoint(
     retention: Retention | None = None,
     seconds: Mapping[str, float] | None = None,
     leisurely: bool = False,
+    log: RunLog | None = None,
 ) -> None:
     """Make what was written a checkpoint, and in a folder let old ones go. Called by one rank. Raises runlog.Superseded.
 
+    retention  of a caller that keeps one from commit to commit, and must not wait for the monitor
     digests  of files that were uploaded: exactly these must be there. Old ones stay until `losscast janitor` runs, as an
              identity that may delete
     leisurely  training goes on meanwhile: see `checkpoints.commit_checkpoint`
+    log        of a caller that keeps one from commit to commit: only what is new in it is read then
     """
-    store, log, p = store_of(folder), run_log(folder), spec.parallel
+    store, log, p = store_of(folder), log or run_log(folder), spec.parallel
     entry = checkpoints.commit_checkpoint(
         store, log, attempt=attempt, step=step, spec_digest=spec.digest,
         topology={"world": spec.ranks, "dp": p.dp, "pp": p.pp, "tp": p.tp, "zero": p.zero},
@@ -241,7 +250,10 @@ def commit_checkpoint(
     )  # fmt: skip
     if folder.url is None:
         with contextlib.suppress(OSError):  # committed it is; what stays longer goes after the next one
-            (retention or Retention(spec.to_dict(), folder.name)).after(store, log, entry)
+            if retention is None:
+                Retention(spec.to_dict(), folder.name).after(store, log, entry)
+            else:
+                retention.beside(store, log, entry)
 
 
 def shared_assignment(spec: RunSpec) -> Assignment:
@@ -281,9 +293,7 @@ def _take(spec: RunSpec, cache: str) -> Assignment:
     def say(message: str) -> None:
         print(f"losscast: {message}", file=sys.stderr)
 
-    holding = run_log(folder).take(
-        "torchrun", wait=False, on_lost=lambda why: (say(why), folder.stop.touch())[0]
-    )
+    holding = run_log(folder).take("torchrun", wait=False, on_lost=say)  # `lost` tells the loop
     _held.append(holding)
     write_whole(folder.spec, spec.to_dict())
     publish(folder, folder.spec)
@@ -297,6 +307,12 @@ def _take(spec: RunSpec, cache: str) -> Assignment:
         resume_step=resume.step if resume else 0,
         resume_from=str(resume.path) if resume else None,
     )
+
+
+def lost() -> bool:
+    """True when what this process holds can't be kept: it has to stop. No file says so, since whoever has the run by now would
+    find it in the folder they share."""
+    return any(holding.lost is not None for holding in _held)
 
 
 def release_held() -> None:

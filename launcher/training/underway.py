@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from launcher.errors import Failed, one_line
+from launcher.errors import one_line
 from launcher.storage.runlog import Superseded
 
+WISH_PATIENCE_S = 30.0
+"""How long ranks wait for a checkpoint that somebody asked for, and that does not get on, where the run and its hosts go on."""
 CLOSE_S = 5.0
 """How long the end of an attempt waits for a commit that is under way."""
 
@@ -36,14 +38,10 @@ class Underway:
     def how_far(self) -> str:
         return self._progress
 
-    def idle(self, timeout_s: float) -> None:
-        """Return when nothing is under way. Raises Failed when that takes too long."""
+    def idle(self, timeout_s: float) -> bool:
+        """True when nothing is under way; waits for that so long."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self.busy, timeout_s):
-                raise Failed(
-                    f"the checkpoint of step {self.step} is still on its way after {timeout_s:.0f} s"
-                )
-        self.raise_if_superseded()
+            return self._changed.wait_for(lambda: not self.busy, timeout_s)
 
     def outcome(self, step: int) -> str | None:
         """None: committed. Else why not."""

@@ -23,30 +23,38 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from infra.objects import Missing, Store
-from launcher.errors import Failed, WrongInput
+from launcher.errors import Failed, WrongInput, one_line
 from launcher.runspec.model import RunSpec
 from launcher.storage.checkpoints import parts_of, prefix_of
 from launcher.storage.remote import publish, stop_asked, store_of, tidy
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
-from launcher.storage.runlog import Superseded
-from launcher.training.underway import Committer, Underway
+from launcher.storage.runlog import RunLog, Superseded
+from launcher.training.underway import WISH_PATIENCE_S, Committer, Underway
 
 PATIENCE_S = 900.0
 """How long the last save of a run keeps trying, and rank 0 waits for the parts of other ranks."""
 POLL_S = 0.5
 STOP_POLL_S = 5.0
 PROGRESS_S = 15.0
+LOOK_S = 2.0
+"""How often who waits for a checkpoint looks how far it is."""
 LEISURE = 19
 """Niceness of an upload beside training: a seventieth of a core that both want."""
+ASKING_S = 15.0
+"""How long the end of an attempt waits for old checkpoints to go: a monitor that does not answer is asked for 10 s."""
 AT_ONCE_BYTES = 32 << 20
 """A checkpoint in a folder up to this size is committed before the next step: hashing it takes some 20 ms."""
+
+
+def _say(message: str) -> None:
+    print(f"losscast: {message}", file=sys.stderr, flush=True)
 
 
 class Saver:
@@ -59,65 +67,92 @@ class Saver:
         spec: RunSpec,
         rank: int,
         world: int,
-        say: Callable[[str], None] = lambda message: print(
-            f"losscast: {message}", file=sys.stderr, flush=True
-        ),
+        say: Callable[[str], None] = _say,
     ) -> None:
         self._folder, self._attempt, self._spec, self._rank, self._world = folder, attempt, spec, rank, world
         self._say, self._done, self.skipped = say, list[int](), 0
         """skipped: saves that were due while another was under way."""
         self._said: int | None = None
-        self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world)
+        if folder.url is not None:
+            # what an attempt before this one was asked: the driver clears only its own host. A wish that stands comes again
+            folder.stop.unlink(missing_ok=True)
+        self._carrier = None if folder.url is None else Carrier(folder, attempt, spec, rank, world, say)
+        self._log = RunLog(store_of(folder), folder.name) if folder.url is None and rank == 0 else None
+        """For its commits, of which there is one at a time."""
         self._retention = Retention(spec.to_dict(), folder.name)
         self._wrote_s = 0.0
         """How long the ranks took to write the save that is under way."""
         self._committer = Committer(self._commit_here) if folder.url is None and rank == 0 else None
 
-    def save(self, engine: Any, step: int, *, wait: bool) -> bool:
+    def save(
+        self,
+        engine: Any,
+        step: int,
+        *,
+        wait: bool,
+        must: bool = True,
+        beat: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Save this step; with `wait`, return only when it is committed. False: skipped.
 
-        Raises runlog.Superseded when the run is somebody else's, Failed when `wait` was asked and can't be had.
+        must  of one that is waited for: without it the run can't go on, or end. False: where it is not to be had, nor gets on,
+              in a moment, it is passed over as any other
+        beat  called every few seconds in which it gets on, on whichever rank: a large checkpoint on a slow way takes longer than
+              anybody would wait for a rank without a sign of life
+
+        Raises runlog.Superseded when the run is somebody else's, Failed when `wait` was asked and can't be had, though it `must`.
         """
         from launcher.training.saving import NotWritten, write_checkpoint
 
         if self._carrier is None:
-            return self._save_here(engine, step, wait)
+            return self._save_here(engine, step, wait, must, beat)
         carrier = self._carrier
-        if wait:
-            carrier.idle(PATIENCE_S * 2)
-        elif _any(carrier.busy):
+        held_up = not _all_idle(carrier, beat, must) if wait else _any(carrier.busy)[0]
+        if held_up:
             return self._still(step, carrier)
         carrier.raise_if_superseded()
         place = staging(self._folder, self._attempt, self._rank, step)
         began = time.monotonic()
         try:
-            write_checkpoint(engine, self._folder, self._attempt, step, place=place)
+            with _shown(beat, place):
+                write_checkpoint(engine, self._folder, self._attempt, step, place=place)
         except NotWritten as error:  # on every rank alike
-            if wait:
+            if wait and must:
                 raise
             return self._passed_over(step, str(error))
         wrote_s = time.monotonic() - began
-        carrier.carry(step, place, patience_s=PATIENCE_S if wait else 0.0, wrote_s=wrote_s)
+        patience_s = 0.0 if not wait else PATIENCE_S if must else WISH_PATIENCE_S
+        carrier.carry(step, place, patience_s=patience_s, wrote_s=wrote_s)
         if wait:
-            carrier.idle(PATIENCE_S * 2)
-            _raise_together(carrier.outcome(step) if self._rank == 0 else None)
+            if not _all_idle(carrier, beat, must):
+                return self._passed_over(step, "it does not get on; it may be committed yet")
+            why = _told(carrier.outcome(step) if self._rank == 0 else None)
+            if why is not None and must:
+                raise Failed(f"the checkpoint was not committed: {why}")
+            if why is not None:  # `committed` says it
+                self.skipped += 1
+                return False
         return True
 
-    def _save_here(self, engine: Any, step: int, wait: bool) -> bool:
+    def _save_here(self, engine: Any, step: int, wait: bool, must: bool, beat: Callable[[], None]) -> bool:
         """A run in a folder: all ranks write where the checkpoint belongs, rank 0 makes it one. A small one at once; a large
         one is hashed while training goes on."""
         from launcher.training.saving import NotWritten, save_here, write_checkpoint
 
         committer = self._committer  # rank 0's
+        place = self._folder.path / prefix_of(self._attempt, step)
         if wait:
-            if committer is not None:
-                committer.idle(PATIENCE_S * 2)
-        elif _any(committer is not None and committer.busy):
+            _all_idle(committer, beat, must=True)  # it says nothing of how it gets on
+        elif _any(committer is not None and committer.busy)[0]:
             return self._still(step, committer)
         if committer is not None:
             committer.raise_if_superseded()
         if wait:
-            why = save_here(engine, self._folder, self._attempt, step, self._spec, wait=True)
+            with _shown(beat, place):
+                why = save_here(
+                    engine, self._folder, self._attempt, step, self._spec,
+                    wait=True, must=must, log=self._log, retention=self._retention,
+                )  # fmt: skip
             if why is not None:
                 return self._passed_over(step, why)
             self._hear()
@@ -126,12 +161,13 @@ class Saver:
             return True
         began = time.monotonic()
         try:
-            write_checkpoint(engine, self._folder, self._attempt, step)
+            with _shown(beat, place):
+                write_checkpoint(engine, self._folder, self._attempt, step)
         except NotWritten as error:  # on every rank alike
             return self._passed_over(step, str(error))
         self._wrote_s = time.monotonic() - began
         if committer is not None:
-            small = _bytes_in(self._folder.path / prefix_of(self._attempt, step)) <= AT_ONCE_BYTES
+            small = _bytes_in(place) <= AT_ONCE_BYTES
             committer.carry(step, at_once=small)
             committer.raise_if_superseded()
         return True
@@ -141,7 +177,7 @@ class Saver:
 
         commit_checkpoint(
             self._folder, self._attempt, step, self._spec, retention=self._retention,
-            seconds={"write": self._wrote_s}, leisurely=not at_once,
+            seconds={"write": self._wrote_s}, leisurely=not at_once, log=self._log,
         )  # fmt: skip
 
     def _still(self, step: int, carrier: Underway | None) -> bool:
@@ -180,33 +216,72 @@ class Saver:
                     self._say(f"step {step}: the checkpoint was not committed, training goes on: {why}")
 
     def close(self) -> None:
-        """End what carries. What is still on its way to another place is dropped; a commit in a folder is waited for a
-        little."""
+        """End what carries. What is still on its way to another place is dropped; a commit in a folder, and
+        what goes after it, are waited for a little."""
         if (carrier := self._carrier or self._committer) is not None:
             carrier.close()
+        self._retention.idle(ASKING_S)
 
 
 class Carrier(Underway):
     """The process that uploads a rank's shards, and what it has said."""
 
-    def __init__(self, folder: RunFolder, attempt: int, spec: RunSpec, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        attempt: int,
+        spec: RunSpec,
+        rank: int,
+        world: int,
+        say: Callable[[str], None] = _say,
+    ) -> None:
         super().__init__()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.training.upload", folder.address],
+        self._address, self._rank, self._say, self._closing = folder.address, rank, say, False
+        self._first = {"attempt": attempt, "spec": spec.to_dict(), "rank": rank, "world": world}
+        self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        """A new process that knows what it is for, and a thread that hears it."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launcher.training.upload", self._address],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=Path(__file__).resolve().parents[2],
         )
-        self._order({"attempt": attempt, "spec": spec.to_dict(), "rank": rank, "world": world})
-        threading.Thread(target=self._listen, name="losscast-carrier", daemon=True).start()
+        with contextlib.suppress(OSError):  # it died: `_listen` says so
+            _order(process, self._first)
+        threading.Thread(target=self._listen, args=(process,), name="losscast-carrier", daemon=True).start()
+        return process
 
     def carry(self, step: int, place: Path, patience_s: float, wrote_s: float = 0.0) -> None:
         """Have the files under `place`, which took `wrote_s` to write, uploaded as this rank's part of the step."""
+        order = {"step": step, "place": str(place), "patience_s": patience_s, "wrote_s": wrote_s}
+        why = self._revived()
         self._begin(step)
-        self._order({"step": step, "place": str(place), "patience_s": patience_s, "wrote_s": wrote_s})
+        try:
+            _order(self._process, order)
+        except OSError as error:
+            self._died(self._process, why or f"the uploading process takes no order: {one_line(error)}")
+
+    def _revived(self) -> str | None:
+        """Start another process where the last one ended (a host short of memory kills it first). Why not, where that can't be."""
+        if self._process.poll() is None:
+            return None
+        old = self._process
+        try:
+            process = self._started()
+        except OSError as error:
+            return f"no uploading process can be started: {one_line(error)}"
+        with self._changed:
+            self._process = process
+        with contextlib.suppress(OSError):  # what it never took
+            assert old.stdin is not None
+            old.stdin.close()
+        return None
 
     def close(self) -> None:
+        self._closing = True
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -216,17 +291,15 @@ class Carrier(Underway):
             self._process.kill()
             self._process.wait()
 
-    def _order(self, order: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:  # it died: `_listen` says so
-            pass
+    def _died(self, process: "subprocess.Popen[bytes]", why: str) -> None:
+        """What this process had under way, if it is still the one, is not carried."""
+        with self._changed:
+            if process is self._process and self.busy and self.step is not None:
+                self._end(self.step, why)
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+    def _listen(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
             try:
                 answer = json.loads(line)
             except ValueError:
@@ -238,9 +311,19 @@ class Carrier(Underway):
                     continue
                 self._end(answer["step"], answer.get("failed"))
                 self._superseded = answer.get("superseded", self._superseded)
-        with self._changed:
-            if self.busy and self.step is not None:
-                self._end(self.step, f"the uploading process ended ({self._process.wait()})")
+        status = process.wait()
+        if not self._closing:
+            self._say(
+                f"rank {self._rank}: the process that uploads checkpoints ended ({status}); the next save starts another"
+            )
+        self._died(process, f"the uploading process ended ({status})")
+
+
+def _order(process: "subprocess.Popen[bytes]", order: dict[str, Any]) -> None:
+    """Raises OSError where the process has ended."""
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(order).encode() + b"\n")
+    process.stdin.flush()
 
 
 def _bytes_in(place: Path) -> int:
@@ -252,25 +335,71 @@ def staging(folder: RunFolder, attempt: int, rank: int, step: int) -> Path:
     return folder.path / "staged" / str(attempt) / f"rank-{rank}" / f"step-{step}"
 
 
-def _any(flag: bool) -> bool:
-    """True when the flag is set on any rank."""
+def _any(*flags: bool) -> list[bool]:
+    """Of each flag whether it is set on any rank. Called by all ranks together."""
     import torch
     import torch.distributed as dist
 
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor([1.0 if flag else 0.0], device=device)
+    tensor = torch.tensor([1.0 if flag else 0.0 for flag in flags], device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor.item() > 0)
+    return [value > 0 for value in tensor.tolist()]
 
 
-def _raise_together(why: str | None) -> None:
-    """Raise Failed on every rank when rank 0 says why."""
+def _all_idle(mine: Underway | None, beat: Callable[[], None], must: bool) -> bool:
+    """True when nothing is under way on any rank. They look together, so that who has nothing left to do still shows that it
+    lives while another gets on. Where none gets on for twice PATIENCE_S, and it `must`, it raises Failed on every rank; where it
+    need not, False after WISH_PATIENCE_S. Raises Superseded."""
+    seen, since, limit_s = "", time.monotonic(), PATIENCE_S * 2 if must else WISH_PATIENCE_S
+    while True:
+        busy = mine is not None and not mine.idle(LOOK_S)
+        far = mine.how_far() if mine is not None else ""
+        late = time.monotonic() - since > limit_s
+        busy, moved, late = _any(busy, far != seen, late)
+        if not busy:
+            break
+        if moved:
+            seen, since = far, time.monotonic()
+            beat()
+        elif late and not must:
+            return False
+        elif late:
+            step = "before" if mine is None else f"of step {mine.step}"
+            raise Failed(f"the checkpoint {step} is still on its way and has not got on for {limit_s:.0f} s")
+    if mine is not None:
+        mine.raise_if_superseded()
+    return True
+
+
+@contextlib.contextmanager
+def _shown(beat: Callable[[], None], place: Path) -> Iterator[None]:
+    """Within it a thread calls `beat` every few seconds in which what lies under `place` has changed."""
+    over = threading.Event()
+
+    def look() -> None:
+        seen = 0
+        while not over.wait(LOOK_S):
+            with contextlib.suppress(OSError):  # a file that is just going
+                if (size := _bytes_in(place)) != seen:
+                    seen = size
+                    beat()
+
+    thread = threading.Thread(target=look, name="losscast-saving", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()  # no beat of this save after the next step's
+
+
+def _told(why: str | None) -> str | None:
+    """What rank 0 says, on every rank."""
     import torch.distributed as dist
 
     told = [why]
     dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise Failed(f"the checkpoint was not committed: {told[0]}")
+    return told[0]
 
 
 class Carriage:
@@ -283,6 +412,7 @@ class Carriage:
         self._attempt, self._rank, self._world = first["attempt"], first["rank"], first["world"]
         self._spec = RunSpec.from_dict(first["spec"])
         self._told = 0.0
+        self._log: RunLog | None = None
 
     @property
     def _store(self) -> Store:
@@ -328,7 +458,9 @@ class Carriage:
         from launcher.training.saving import commit_checkpoint
 
         digests = self._parts(step)
-        commit_checkpoint(self._folder, self._attempt, step, self._spec, digests=digests, seconds=took)
+        commit_checkpoint(
+            self._folder, self._attempt, step, self._spec, digests=digests, seconds=took, log=self._log
+        )
         with contextlib.suppress(OSError):  # a copy for people: the next commit brings it again
             publish(self._folder, self._folder.curve(self._attempt))
 

@@ -26,6 +26,7 @@ from launcher.storage.remote import at_hand, within_reach  # noqa: E402
 from launcher.storage.retention import retain  # noqa: E402
 from launcher.storage.runfolder import RunFolder  # noqa: E402
 from launcher.storage.runlog import RunLog, Superseded  # noqa: E402
+from launcher.training import upload  # noqa: E402
 from launcher.training.upload import Saver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,6 +217,32 @@ def test_the_last_save_outlasts_an_outage(
             back.join()
             saver.close()
     assert [e.fields["step"] for e in log.commits()] == [5]
+
+
+def test_a_save_that_somebody_asked_for_holds_training_up_only_as_long_as_it_gets_on(
+    azurite: Azurite, run: tuple[RunFolder, Any, RunLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "WISH_PATIENCE_S", 3.0)
+    folder, spec, log = run
+    said: list[str] = []
+    with log.take("job") as holding:
+        saver = Saver(folder, holding.attempt, spec, 0, 1, said.append)
+        try:
+            assert saver.save(Engine(), 5, wait=True)
+            os.kill(azurite.pid, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                assert not saver.save(Engine(), 10, wait=True, must=False)
+                assert not saver.save(Engine(), 15, wait=True, must=False)
+                assert time.monotonic() - began < 60
+            finally:
+                os.kill(azurite.pid, signal.SIGCONT)
+            assert "step 10: no checkpoint, training goes on: " in said[0]
+            assert "step 15: no checkpoint, that of step 10 is still on its way" in said[1]
+            assert saver.save(Engine(), 20, wait=True)
+            assert saver.committed() == [5, 10, 20]
+        finally:
+            saver.close()
 
 
 def test_a_full_staging_disk_costs_a_checkpoint_and_tears_nothing(

@@ -1,6 +1,8 @@
 """The data order is a pure function of (seed, sequence index): what a ladder's comparisons stand on."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data.prepare import BLOCK_TOKENS, BYTES, HOLDOUT_EVERY, write_corpus
-from launcher.data.tokens import open_tokens, permuted, tokens_for
+from launcher.data.tokens import fetched, open_tokens, permuted, tokens_for
 from launcher.errors import WrongInput
 
 
@@ -127,3 +129,28 @@ def test_submit_looks_into_the_data_first_wherever_it_is_run_from(
     else:
         with pytest.raises(WrongInput, match=says):
             refuse_unfit(spec, tmp_path)
+
+
+def test_what_a_process_that_was_killed_had_brought_of_a_corpus_goes(corpus: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    shutil.copytree(corpus, there)
+    meta = json.loads((there / "meta.json").read_text())
+    names = ("train.bin", "holdout.bin")
+    meta["files"] = {
+        name: {
+            "bytes": (there / name).stat().st_size,
+            "sha256": hashlib.sha256((there / name).read_bytes()).hexdigest(),
+        }
+        for name in names
+    }
+    (there / "meta.json").write_text(json.dumps(meta))
+    cache = tmp_path / "cache"
+    brought = fetched(str(there), cache)
+    for name in (f".{brought.name}.killed", ".corpus-another.killed"):
+        (cache / name).mkdir()
+        (cache / name / "train.bin").write_bytes(b"half")
+    shutil.rmtree(brought)
+    assert fetched(str(there), cache) == brought and open_tokens(brought).digest == meta["digest"]
+    assert sorted(p.name for p in cache.iterdir()) == sorted(
+        [brought.name, f".{brought.name}.lock", ".corpus-another.killed"]
+    ), "another corpus may be on its way at this moment"

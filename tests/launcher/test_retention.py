@@ -2,13 +2,17 @@
 
 import http.server
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from launcher.storage import retention as retention_of_a_run
 from launcher.storage.checkpoints import commit_checkpoint, prefix_of
 from launcher.storage.retention import Onsets, Retention, retain
 from launcher.storage.runlog import RunLog
@@ -66,7 +70,7 @@ def monitor() -> Iterator[Monitor]:
     it.close()
 
 
-def spec(monitor: Monitor, keep: int = 1, on_divergence: str = "rollback") -> dict[str, Any]:
+def spec(monitor: Any, keep: int = 1, on_divergence: str = "rollback") -> dict[str, Any]:
     return {
         "checkpoints": {"keep": keep},
         "monitor": {"url": monitor.url, "token_env": "LOSSCAST_TOKEN"},
@@ -163,3 +167,39 @@ def test_an_onset_before_every_checkpoint_keeps_nothing_more(tmp_path: Path) -> 
             add(tmp_path, log, step)
         retain(log.store, log, keep=1, onset=5)
     assert kept(log) == [30]
+
+
+def test_what_goes_beside_training_is_what_would_have_gone_before_the_next_step(
+    tmp_path: Path, monitor: Monitor
+) -> None:
+    left = list[list[int]]()
+    for name in ("at once", "beside"):
+        folder = tmp_path / name
+        log = RunLog(FolderStore(folder), "run-a")
+        with log.take("job"):
+            retention = Retention(spec(monitor), "run-a")
+            let_go = retention.after if name == "at once" else retention.beside
+            monitor.alerts = []
+            for step in range(10, 160, 10):
+                monitor.alerts = [diverged(35)] if step >= 40 else []
+                let_go(log.store, log, add(folder, log, step))
+            assert retention.idle(60.0)
+        left.append(kept(log))
+    assert left[0] == left[1] and 30 in left[0] and len(left[0]) < 6
+
+
+def test_nothing_waits_for_a_monitor_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_of_a_run, "TIMEOUT_S", 3.0)
+    log = RunLog(FolderStore(tmp_path), "run-a")
+    with socket.create_server(("127.0.0.1", 0)) as silent, log.take("job"):
+        said = spec(monitor=SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        retention, took = Retention(said, "run-a"), list[float]()
+        for step in range(10, 50, 10):
+            entry, began = add(tmp_path, log, step), time.monotonic()
+            retention.beside(log.store, log, entry)
+            took.append(time.monotonic() - began)
+        assert sum(took) < 3.0
+        assert retention.idle(60.0)
+    assert kept(log) == [10, 40], "and what may go goes all the same"

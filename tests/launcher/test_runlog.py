@@ -248,6 +248,79 @@ def test_a_key_never_leaves_the_folder(tmp_path: Path, key: str) -> None:
         FolderStore(tmp_path).put(key, b"")
 
 
+class Far(FolderStore):
+    """A store that is a while away; knows how many entries were fetched, and how many of them beside each other."""
+
+    def __init__(self, root: Path, latency_s: float) -> None:
+        super().__init__(root)
+        self.latency_s, self.fetched = latency_s, list[str]()
+        self.now = self.most = 0
+        self._count = threading.Lock()
+
+    def get(self, key: str) -> bytes:
+        with self._count:
+            self.fetched.append(key)
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(self.latency_s)
+        with self._count:
+            self.now -= 1
+        return super().get(key)
+
+
+def long_log(folder: Path, entries: int) -> None:
+    """A run that was taken once and has committed much since."""
+    log = log_in(folder)
+    with log.take("job-1"):
+        for n in range(1, entries):  # as `commit` would, which looks at the folder each time
+            assert log._put(
+                n, "commit", 1, f"nonce-{n}", {"step": n, "manifest": "m", "manifest_sha256": "d"}
+            )
+
+
+def test_a_lease_is_kept_though_the_log_is_long_and_its_store_far(tmp_path: Path) -> None:
+    long_log(tmp_path, 400)
+    store, lost = Far(tmp_path, latency_s=0.05), list[str]()  # 20 s, one after another
+    with RunLog(store, "run-a", term_s=8.0).take("job-2", on_lost=lost.append) as holding:
+        before = len(store.fetched)
+        time.sleep(5.0)  # two renewals
+        assert holding.valid and not lost and holding.committed == (1, 399)
+        assert len(store.fetched) - before < 20, "its thread reads again what was read"
+    assert 4 < store.most <= runlog.AT_ONCE
+
+
+def test_a_log_that_is_fetched_many_at_a_time_is_read_as_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_log(tmp_path, 40)
+    (tmp_path / "log/7.json").write_bytes(b"{")
+    many = log_in(tmp_path).entries()
+    with monkeypatch.context() as m:
+        m.setattr(runlog, "MANY", 10**9)
+        assert log_in(tmp_path).entries() == many and len(many) == 40 and many[7].kind == "void"
+    (tmp_path / "log/30.json").unlink()
+    log = log_in(tmp_path)
+    with pytest.raises(Damaged, match=r"log/30\.json is missing and 9 later entries exist"):
+        log.entries()
+    assert log._entries == many[:30]
+
+
+def test_what_was_fetched_before_an_outage_is_not_fetched_again(tmp_path: Path) -> None:
+    class Failing(Far):
+        def get(self, key: str) -> bytes:
+            if key == "log/25.json" and self.latency_s:
+                raise OSError("storage is away")
+            return super().get(key)
+
+    long_log(tmp_path, 40)
+    store = Failing(tmp_path, latency_s=0.001)
+    log = RunLog(store, "run-a")
+    with pytest.raises(OSError, match="away"):
+        log.entries()
+    store.latency_s, store.fetched = 0.0, []
+    assert len(log.entries()) == 40 and "log/24.json" not in store.fetched
+
+
 def test_entries_are_what_a_person_can_read(tmp_path: Path) -> None:
     with log_in(tmp_path).take("job-1") as holding:
         holding.commit(500, "attempts/1/checkpoints/step-500.manifest.json", "ab" * 32)
