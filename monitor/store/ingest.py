@@ -191,7 +191,7 @@ class Ingest:
 
     def _stage(self, group: list[Ask]) -> tuple[Group, list[Ask]]:
         """What can be committed of a group, and whose it is. All others are answered."""
-        left = group
+        left, trouble = group, Exception()
         for _ in range(MOST_BROKEN):
             staged = Group(self.known, self.clock(), self.max_runs)
             taken: list[Ask] = []
