@@ -90,8 +90,13 @@ def _clocked(
     took = last.get("report_s", last.get("step_s", (0.0, None))[1])
     stale = alerts.STALE_UNKNOWN_S if took is None else max(stalled_after_s, alerts.STALE_FACTOR * took)
     started = max(started, facts.attempt_received or 0.0)  # before that the run was paused, or starting again
-    if now - max(facts.last_step_received, started) > stale:
-        yield "stalled" if now - max(facts.last_received, started) <= stale else "silent"
+    stands_s, quiet_s = (now - max(at, started) for at in (facts.last_step_received, facts.last_received))
+    # an attempt that has made no step yet loads, or compiles, and nobody knows for how long
+    loads = facts.last_step_received < (facts.attempt_received or 0.0)
+    if stands_s > stale and quiet_s > stale:
+        yield "silent"
+    elif stands_s > (max(stale, alerts.STALE_UNKNOWN_S) if loads else stale):
+        yield "stalled"
     if facts.checkpoint_received is not None and facts.checkpoint_interval_s is not None:
         due = max(alerts.CHECKPOINT_LEAST_S, alerts.CHECKPOINT_FACTOR * facts.checkpoint_interval_s)
         if now - max(facts.checkpoint_received, started) > due:
