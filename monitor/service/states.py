@@ -89,13 +89,19 @@ def _clocked(
     # a step every second says nothing of a run that tells every 500th; what was written before reports were timed has it alone
     took = last.get("report_s", last.get("step_s", (0.0, None))[1])
     stale = alerts.STALE_UNKNOWN_S if took is None else max(stalled_after_s, alerts.STALE_FACTOR * took)
-    started = max(started, facts.attempt_received or 0.0)  # before that the run was paused, or starting again
+    attempt, restart = facts.attempt_received or 0.0, facts.restart_received or 0.0
+    started = max(started, attempt, restart)  # before that the run was paused, or starting again
     stands_s, quiet_s = (now - max(at, started) for at in (facts.last_step_received, facts.last_received))
-    # an attempt that has made no step yet loads, or compiles, and nobody knows for how long
-    loads = facts.last_step_received < (facts.attempt_received or 0.0)
-    if stands_s > stale and quiet_s > stale:
+    # an attempt that has made no step yet loads, or compiles, and nobody knows for how long; before it is heard of at all
+    # nobody sends its heartbeats
+    unknown = max(stale, alerts.STALE_UNKNOWN_S)
+    loads, begins = (
+        facts.last_step_received < max(attempt, restart),
+        restart > max(facts.last_step_received, attempt),
+    )
+    if stands_s > stale and quiet_s > (unknown if begins else stale):
         yield "silent"
-    elif stands_s > (max(stale, alerts.STALE_UNKNOWN_S) if loads else stale):
+    elif stands_s > (unknown if loads else stale):
         yield "stalled"
     if facts.checkpoint_received is not None and facts.checkpoint_interval_s is not None:
         due = max(alerts.CHECKPOINT_LEAST_S, alerts.CHECKPOINT_FACTOR * facts.checkpoint_interval_s)

@@ -44,6 +44,8 @@ class RunFacts(msgspec.Struct):
     last_step_received: float | None = None
     attempt_received: float | None = None
     """The newest attempt was first heard of: nobody waited for its steps or checkpoints before."""
+    restart_received: float | None = None
+    """Whoever drives the run said that another attempt will begin."""
     step: int | None = None
     """Where its newest attempt is."""
     furthest_step: int | None = None

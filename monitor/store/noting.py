@@ -115,6 +115,8 @@ def note_event(facts: RunFacts, attempt: AttemptFacts, part: Event, row: EventRo
         if cause == "lease_lost":
             facts.leases_lost += 1
             facts.lease_lost_received = row.received
+        else:
+            facts.restart_received = row.received
         facts.restarts = {**facts.restarts, cause: facts.restarts.get(cause, 0) + 1}
     elif part.kind == "checkpoint":
         if body.get("ok") is False:

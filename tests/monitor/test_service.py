@@ -544,8 +544,29 @@ def test_a_run_that_goes_on_after_a_pause_is_given_its_time_and_no_more(tmp_path
     event("checkpoint", 2, step=40)
     assert opened.monitor.ingest.runs["a"].checkpoint_interval_s == 1900.0  # and the pause makes none
     now[0] += 190
-    assert "silent" in opened.client.get("/v1/runs/a").json()["states"], "who loads sends heartbeats all the same"
+    assert "silent" in opened.client.get("/v1/runs/a").json()["states"], (
+        "who loads sends heartbeats all the same"
+    )
     opened.close()
+
+
+def test_nobody_is_paged_while_a_restart_loads_and_somebody_is_where_it_does_not_come() -> None:
+    """Between a driver's word of a restart and the next attempt's first one nobody sends heartbeats."""
+    facts = RunFacts(
+        1,
+        "a",
+        step=5,
+        last_step_received=1000.0,
+        last_received=1005.0,
+        attempt_received=10.0,
+        restart_received=1005.0,
+    )
+    how, last = {"started": 0.0, "stalled_after_s": 180.0}, {"state": "healthy", "step_s": [1.0, 2.0]}
+    for waited, states in ((60, ()), (1000, ()), (1790, ()), (1810, ("silent",))):
+        assert states_of(facts, last, 1005.0 + waited, **how) == ("healthy", *states), waited
+    facts.attempt_received = facts.last_received = 1600.0  # it is heard of, and then no more
+    for waited, states in ((170, ()), (190, ("silent",))):
+        assert states_of(facts, last, 1600.0 + waited, **how) == ("healthy", *states), waited
 
 
 def test_an_open_page_is_told_that_a_run_fell_silent_and_that_it_is_back(tmp_path: Path) -> None:
