@@ -10,16 +10,13 @@ from tests.azurite import Azurite, needs_azurite
 
 TRAINING = frozenset(
     {
-        "tests/e2e/test_alerts_killed.py",
         "tests/e2e/test_demo.py",
         "tests/e2e/test_kuberay_pods.py",
         "tests/e2e/test_operations.py",
         "tests/e2e/test_own_training.py",
-        "tests/e2e/test_script_checkpoints.py",
         "tests/e2e/test_submitting_kinds.py",
         "tests/e2e/test_training.py",
         "tests/e2e/test_training_on_blob.py",
-        "tests/faults/test_elastic.py",
         "tests/faults/test_hosts.py",
         "tests/faults/test_rollback.py",
         "tests/faults/test_training.py",
