@@ -1,6 +1,8 @@
 """What a launch may fail with. A message says what, where, why and what to do instead, and `one_line` is how others' errors
 become part of one."""
 
+import sys
+
 
 class WrongInput(ValueError):
     """The input can't be used as it is: a spec, a flag, a value."""
@@ -30,3 +32,8 @@ def one_line(said: object, most: int = 300, *, first: bool = False) -> str:
     if not text and isinstance(said, BaseException):
         return type(said).__name__
     return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+def say(message: str) -> None:
+    """Tell a person, on stderr."""
+    print(f"losscast: {message}", file=sys.stderr, flush=True)

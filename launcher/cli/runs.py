@@ -242,14 +242,13 @@ def why(args: argparse.Namespace) -> int:
 
 def local(args: argparse.Namespace) -> int:
     """Put the local Ray up, take it down, or say where it is."""
-    import os
 
     from launcher.cli.finding import local_home
     from launcher.jobs import local_ray
 
     head = local_ray.running(local_home())
     if args.action == "up" and head is None:
-        head = local_ray.running_or_started(local_home(), max(2, os.cpu_count() or 2))
+        head = local_ray.running_or_started(local_home())
     if args.action == "down":
         if head is not None:
             local_ray.stop(head)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +52,7 @@ def cluster_of(to: str) -> tuple[str, dict[str, str]]:
     if to == "local":
         from launcher.jobs import local_ray
 
-        cpus = max(2, os.cpu_count() or 2)
-        head = local_ray.running_or_started(local_home(), cpus, lambda text: print(text, file=sys.stderr))
+        head = local_ray.running_or_started(local_home(), lambda text: print(text, file=sys.stderr))
         return head.dashboard, head.environment()
     return to, settings()
 

@@ -100,7 +100,7 @@ def running(home: Path) -> Head | None:
     return head if _alive(head.pid) and listening(head.address) else None
 
 
-def running_or_started(home: Path, cpus: int, say: Callable[[str], None] = lambda text: None) -> Head:
+def running_or_started(home: Path, say: Callable[[str], None] = lambda text: None) -> Head:
     """The head whose state lies in `home`, started where there is none: once, however many ask at a time. Raises as `start`."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (home / "lock").open("w") as held:
@@ -108,7 +108,7 @@ def running_or_started(home: Path, cpus: int, say: Callable[[str], None] = lambd
         head = running(home)
         if head is None:
             say("starting a local Ray (end it with: losscast ray down)")
-            head = start(home, cpus)
+            head = start(home, max(2, os.cpu_count() or 2))
         return head
 
 

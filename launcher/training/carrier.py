@@ -13,14 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import one_line
+from launcher.errors import one_line, say
 from launcher.runspec.model import RunSpec
 from launcher.storage.runfolder import RunFolder
 from launcher.training.underway import Underway
-
-
-def say(message: str) -> None:
-    print(f"losscast: {message}", file=sys.stderr, flush=True)
 
 
 class Carrier(Underway):

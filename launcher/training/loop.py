@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import WrongInput
+from launcher.errors import WrongInput, say
 from launcher.runspec.accounting import parameter_count
 from launcher.runspec.model import Entrypoint, RunSpec
 from launcher.runspec.schedule import lr_at
@@ -191,15 +191,13 @@ def train(
 
         return train_user(assignment, stop, save, beat)
     trainer = Trainer(spec, assignment, drill)
-    preflight(trainer.device, lambda line: print(f"losscast: {line}", file=sys.stderr, flush=True))
+    preflight(trainer.device, say)
     trainer.restore(folder)
     saver = Saver(folder, assignment.attempt, spec, trainer.rank, trainer.world)
     params, total = parameter_count(spec), spec.total_steps
     asked = StopRequest(folder.stop, stop)
     stragglers, apart = Stragglers(), Apart()
-    fence = Fence(
-        folder, assignment.attempt, lambda line: print(f"losscast: {line}", file=sys.stderr, flush=True)
-    )
+    fence = Fence(folder, assignment.attempt, say)
     record = Record(folder.curve(assignment.attempt), spec.name, params) if trainer.rank == 0 else None
     reporter = open_reporter(spec, folder, assignment, params) if trainer.rank == 0 else None
     if drill.step is not None and trainer.rank == 0:
@@ -234,7 +232,7 @@ def train(
                 extra: dict[str, Any] = stragglers.add(trainer.own_s)
                 for news in (stragglers.news(now), apart.add(trainer.losses, now)):
                     if news is not None:
-                        print(f"losscast: step {step}: {news}", file=sys.stderr, flush=True)
+                        say(f"step {step}: {news}")
                 if reporter is not None:
                     if val is not None:
                         extra["val_loss"] = val

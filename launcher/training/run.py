@@ -3,7 +3,6 @@ reports, saves when it is due, and says when to stop. One on every rank; the pro
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import WrongInput
+from launcher.errors import WrongInput, say
 from launcher.runspec.model import Entrypoint, RunSpec
 from launcher.runspec.schedule import lr_at
 from launcher.storage.record import Record, StopRequest
@@ -188,7 +187,7 @@ class Run:
     def say(self, message: str) -> None:
         """Tell the person, once for all ranks."""
         if self.rank == 0:
-            print(f"losscast: {message}", file=sys.stderr, flush=True)
+            say(message)
 
     def _tell_committed(self) -> None:
         for committed in self._saver.committed():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Failed, one_line
+from launcher.errors import Failed, one_line, say
 from launcher.runspec.model import RunSpec
 from launcher.storage import checkpoints
 from launcher.storage.remote import forget_stop, publish, store_of
@@ -283,15 +283,10 @@ _held: list[Holding] = []
 
 
 def _take(spec: RunSpec, cache: str) -> Assignment:
-    import sys
-
     from launcher.storage.runfolder import write_whole
 
     folder = RunFolder.of(spec.checkpoints.url, spec.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-
-    def say(message: str) -> None:
-        print(f"losscast: {message}", file=sys.stderr)
 
     holding = run_log(folder).take("torchrun", wait=False, on_lost=say)  # `lost` tells the loop
     _held.append(holding)

@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from infra.objects import Missing, Store
-from launcher.errors import Failed, WrongInput
+from launcher.errors import Failed, WrongInput, say
 from launcher.runspec.model import RunSpec
 from launcher.storage.checkpoints import parts_of, prefix_of
 from launcher.storage.remote import publish, stop_asked, store_of, tidy
 from launcher.storage.retention import Retention
 from launcher.storage.runfolder import RunFolder
 from launcher.storage.runlog import RunLog, Superseded
-from launcher.training.carrier import Carrier, say
+from launcher.training.carrier import Carrier
 from launcher.training.underway import WISH_PATIENCE_S, Committer, Underway
 
 PATIENCE_S = 900.0

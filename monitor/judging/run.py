@@ -244,7 +244,7 @@ class Run:
 
     def _changes(self, attempt: int, ord: int, received: float, verdict: Verdict) -> None:
         for a in verdict.closed:
-            self.closed.append((a.resolved_step, received, a.alert))
+            self.closed.append((attempt, a.resolved_step, received, a.alert))
         for a in verdict.opened:
             if a.alert == "LossSpike":
                 self.last = {**self.last, "spike_time": received}
@@ -269,7 +269,7 @@ class Run:
                 )
             )
             if a.resolved_step is not None:
-                self.closed.append((a.resolved_step, received, a.alert))
+                self.closed.append((attempt, a.resolved_step, received, a.alert))
         body = _said(verdict)
         body["opened"] = [a.alert for a in verdict.opened]
         body["closed"] = [a.alert for a in verdict.closed]

@@ -95,10 +95,8 @@ def _clocked(
     # an attempt that has made no step yet loads, or compiles, and nobody knows for how long; before it is heard of at all
     # nobody sends its heartbeats
     unknown = max(stale, alerts.STALE_UNKNOWN_S)
-    loads, begins = (
-        facts.last_step_received < max(attempt, restart),
-        restart > max(facts.last_step_received, attempt),
-    )
+    loads = facts.last_step_received < max(attempt, restart)
+    begins = restart > max(facts.last_step_received, attempt)
     if stands_s > stale and quiet_s > (unknown if begins else stale):
         yield "silent"
     elif stands_s > (unknown if loads else stale):

@@ -9,10 +9,8 @@ readers (`monitor.store.query`) are read-only connections.
 """
 
 import fcntl
-import json
 import os
 import sqlite3
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -221,7 +219,7 @@ class Store(Reader):
             "INSERT OR IGNORE INTO alerts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [_sealed((j.run_id, *_alert(*row), None, None)) for row in j.opened],
         ).rowcount)  # fmt: skip
-        for (step, at, alert), attempt in zip(j.closed, _closed_in(j), strict=True):
+        for attempt, step, at, alert in j.closed:
             _close(db, j.run_id, alert, attempt, int(step), float(at))
         changes = {row[:3]: row for row in j.verdicts}
         db.executemany(
@@ -265,18 +263,6 @@ def _alert(
 def _real(value: float | None) -> float | None:
     """As SQLite keeps it: NaN is NULL there."""
     return None if value is None or value != value else float(value)
-
-
-def _closed_in(j: Judged) -> list[int]:
-    """The attempt in which each of `closed` ended: that of the verdict that says so, in the same order.
-
-    -1 for what ended as it was called, of which no verdict says so.
-    """
-    ended: dict[str, deque[int]] = {}
-    for _, attempt, _, _, body in j.verdicts if j.closed else ():
-        for alert in json.loads(body).get("closed", ()):
-            ended.setdefault(alert, deque()).append(attempt)
-    return [ended[alert].popleft() if ended.get(alert) else -1 for _, _, alert in j.closed]
 
 
 def _close(db: sqlite3.Connection, run_id: int, alert: str, attempt: int, step: int, at: float) -> None:

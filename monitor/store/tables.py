@@ -161,7 +161,7 @@ class Judged:
     opened: list[tuple[Any, ...]] = field(default_factory=list)
     """ord, attempt, alert, severity, step, since_step, value, expected, special, received"""
     closed: list[tuple[Any, ...]] = field(default_factory=list)
-    """resolved_step, received, alert"""
+    """attempt in which it ended, resolved_step, received, alert"""
     verdicts: list[tuple[int, int, int, float, str]] = field(default_factory=list)
     """ord, attempt, step, received, JSON"""
 

@@ -19,6 +19,7 @@ from launcher.storage.runlog import Holding, RunLog
 from launcher.storage.store import FolderStore
 from launcher.training import upload
 from launcher.training.upload import Carrier, Saver, staging
+from tests.launcher.made_up_spec import SPEC
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a thread's own priority is Linux'")
 
@@ -43,15 +44,6 @@ def test_an_upload_beside_training_gives_way_and_one_that_is_waited_for_does_not
             thread.submit(upload._carry, cast(upload.Carriage, carriage), {"patience_s": patience_s}).result()
     assert carriage.niceness == [upload.LEISURE, ours, upload.LEISURE, ours]
     assert os.getpriority(os.PRIO_PROCESS, 0) == ours
-
-
-SPEC = """
-name: here
-workload: {{kind: gpt, layers: 1, width: 16, heads: 1, context: 32}}
-data: {{path: stdlib}}
-train: {{tokens: 1e5, batch_tokens: 256, lr: 1e-3, schedule: {{kind: constant}}}}
-checkpoints: {{url: "{url}"}}
-"""
 
 
 @pytest.fixture

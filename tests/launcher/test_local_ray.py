@@ -57,7 +57,7 @@ def test_one_head_is_started_however_many_ask_at_once(
     monkeypatch.setattr(local_ray, "running", lambda home: heads[-1] if heads else None)
     monkeypatch.setattr(local_ray, "start", start)
     threads = [
-        threading.Thread(target=lambda: found.append(local_ray.running_or_started(tmp_path / "ray", 2)))
+        threading.Thread(target=lambda: found.append(local_ray.running_or_started(tmp_path / "ray")))
         for _ in range(4)
     ]
     for t in threads:

@@ -14,14 +14,7 @@ from launcher.storage.runlog import RunLog
 from launcher.storage.store import FolderStore
 from launcher.training import loop, saving
 from launcher.training.assignment import Outcome
-
-SPEC = """
-name: here
-workload: {{kind: gpt, layers: 1, width: 16, heads: 1, context: 32}}
-data: {{path: stdlib}}
-train: {{tokens: 1e5, batch_tokens: 256, lr: 1e-3, schedule: {{kind: constant}}}}
-checkpoints: {{url: "{url}"}}
-"""
+from tests.launcher.made_up_spec import SPEC
 
 
 @pytest.fixture
